@@ -1,0 +1,1 @@
+"""Quantize, convert and measure language models: numbers and files, no web."""

@@ -1,0 +1,46 @@
+"""The command line `quantcore`: one module per verb, found by scanning this folder.
+
+A verb module has `add_parser(verbs)`, which sets `run=` to a function of the parsed arguments. It returns the
+JSON document that `--json` prints; without `--json` it has printed what people read. Exit status: 0 done,
+1 failed (one line on standard error says what and where), 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+
+from quantcore.errors import QuantcoreError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every verb."""
+    parser = argparse.ArgumentParser(
+        prog="quantcore", description="Inspect, convert, quantize and measure language models."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for module in iter_modules(__path__):
+        if not module.name.startswith("_"):
+            import_module(f"{__name__}.{module.name}").add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        document = arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("quantcore: stopped", file=sys.stderr)
+        return 1
+    except (QuantcoreError, OSError) as exc:
+        print(f"quantcore {arguments.verb}: {' '.join(str(exc).split())}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        json.dump(document, sys.stdout, indent=2)
+        print()
+    return 0

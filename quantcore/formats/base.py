@@ -1,0 +1,186 @@
+"""The contract of a quantization format, and the template that block formats share.
+
+A format knows bits and arithmetic, never files: it turns a float32 matrix into packed parts and back. It is a
+frozen instance, since many formats differ by one parameter only. Instances register themselves when their
+module is imported; `quantcore.formats` imports every module of this folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.errors import UnsupportedTensor
+
+Container = Literal["gguf", "safetensors", "onnx"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantized tensor: the format's name, the shape it came from, and its named parts.
+
+    Block formats have one part, `blocks`: uint8 `(n_rows, bytes_per_row)`. Group formats name theirs (`codes`,
+    `scales`, `zeros`, ...).
+    """
+
+    format: str
+    shape: tuple[int, ...]
+    parts: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(part.nbytes) for part in self.parts.values())
+
+
+@runtime_checkable
+class Format(Protocol):
+    """What the rest of quantcore and the hub may ask of a format."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def bits(self) -> float: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def container(self) -> Container: ...
+    @property
+    def engines(self) -> tuple[str, ...]: ...
+    @property
+    def needs_calibration(self) -> bool: ...
+    @property
+    def can_quantize(self) -> bool: ...
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Return the exact packed size in bytes of a tensor of `shape` (numpy order)."""
+
+    def quantize(
+        self, tensor: Any, calibration: Any = None, *, xp: Any = np, pool: Executor | None = None
+    ) -> Packed:
+        """Quantize `(..., row_length)` numbers; `calibration` is float32 `(row_length,)` importance or None."""
+
+    def dequantize(self, packed: Packed, *, xp: Any = np) -> Any:
+        """Return float32 of `packed.shape`."""
+
+
+# A tile is this many weights: large enough that numpy's per-call cost vanishes, small enough that the twenty or
+# so temporaries of a search stay in the outer cache.
+TILE_WEIGHTS = 1 << 18
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """Template of formats that pack each row in independent blocks: all GGUF types.
+
+    A subclass writes the arithmetic of blocks only: `quantize_blocks` takes float32 `(n, block)` and optional
+    importance of the same shape and returns uint8 `(n, block_bytes)`; `dequantize_blocks` is its inverse. Both
+    use only functions of `xp`. The template owns shapes, tiling, threads and the checks on input and output.
+    """
+
+    name: str
+    title: str
+    summary: str
+    block: int
+    block_bytes: int
+    family: str = "gguf"
+    container: Container = "gguf"
+    engines: tuple[str, ...] = ("llama.cpp", "Ollama", "LM Studio")
+    needs_calibration: bool = False
+    can_quantize: bool = True
+    tile_weights: int = field(default=TILE_WEIGHTS, repr=False)
+
+    @property
+    def bits(self) -> float:
+        """True bits per weight, scales included."""
+        return self.block_bytes * 8 / self.block
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Return the exact packed size in bytes of a tensor of `shape`."""
+        self.check_shape(shape)
+        return prod(shape) // self.block * self.block_bytes
+
+    def check_shape(self, shape: tuple[int, ...], name: str = "tensor") -> None:
+        """Refuse a shape whose rows are not whole blocks, naming the tensor."""
+        row = shape[-1] if shape else 1
+        if row % self.block:
+            raise UnsupportedTensor(
+                f"{name}: row of {row} is not a multiple of {self.block}, the block of {self.name}"
+            )
+
+    def quantize_blocks(self, blocks: Any, weights: Any | None, *, xp: Any) -> Any:
+        """Return uint8 `(n, block_bytes)` for float32 `blocks` `(n, block)`."""
+        raise NotImplementedError
+
+    def dequantize_blocks(self, blocks: Any, *, xp: Any) -> Any:
+        """Return float32 `(n, block)` for uint8 `blocks` `(n, block_bytes)`."""
+        raise NotImplementedError
+
+    def quantize(
+        self, tensor: Any, calibration: Any = None, *, xp: Any = np, pool: Executor | None = None
+    ) -> Packed:
+        """Quantize floats `(..., row_length)`; see `Format.quantize`.
+
+        Raises `UnsupportedTensor` for rows that are not whole blocks and for NaN or infinite values.
+        """
+        shape = tuple(int(n) for n in tensor.shape)
+        self.check_shape(shape)
+        rows = tensor.reshape(-1, shape[-1])  # (rows, row_length)
+        step = max(1, self.tile_weights // shape[-1])
+        tiles = [rows[start : start + step] for start in range(0, rows.shape[0], step)]
+
+        def one(tile: Any) -> Any:
+            return self._quantize_tile(tile, calibration, xp)
+
+        done = list(pool.map(one, tiles)) if pool is not None else [one(tile) for tile in tiles]
+        row_bytes = shape[-1] // self.block * self.block_bytes
+        packed = xp.concatenate(done) if done else xp.empty((0, row_bytes), dtype=xp.uint8)
+        return Packed(self.name, shape, {"blocks": packed})  # (rows, row_bytes)
+
+    def _quantize_tile(self, rows: Any, calibration: Any, xp: Any) -> Any:
+        values = xp.ascontiguousarray(rows, dtype=xp.float32)
+        if not bool(xp.isfinite(values).all()):
+            raise UnsupportedTensor(f"{self.name} cannot hold NaN or infinite values")
+        weights = None
+        if calibration is not None:
+            weights = xp.broadcast_to(calibration, values.shape).reshape(-1, self.block)  # (n, block)
+        packed = self.quantize_blocks(values.reshape(-1, self.block), weights, xp=xp)  # (n, block_bytes)
+        if packed.dtype != xp.uint8 or packed.shape[-1] != self.block_bytes:
+            raise AssertionError(f"{self.name}.quantize_blocks returned {packed.dtype} {packed.shape}")
+        return packed.reshape(rows.shape[0], -1)  # (rows, row_bytes)
+
+    def dequantize(self, packed: Packed, *, xp: Any = np) -> Any:
+        """Return float32 of `packed.shape`."""
+        blocks = packed.parts["blocks"].reshape(-1, self.block_bytes)  # (n, block_bytes)
+        return self.dequantize_blocks(blocks, xp=xp).reshape(packed.shape)
+
+
+_registry: dict[str, Format] = {}
+
+
+def register(fmt: Format) -> Format:
+    """Add a format under its name; two of one name are a mistake in the code."""
+    if fmt.name in _registry:
+        raise ValueError(f"format {fmt.name} is registered twice")
+    _registry[fmt.name] = fmt
+    return fmt
+
+
+def registry() -> Mapping[str, Format]:
+    """Return the formats registered so far, by name."""
+    return _registry
+
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]

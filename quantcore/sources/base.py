@@ -1,0 +1,54 @@
+"""The shape of a model that can be read, whatever file it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from quantcore.ggufkv import Value
+from quantcore.tensors import Tensor, TensorInfo
+
+SourceFormat = Literal["gguf", "huggingface"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model seen as GGUF: typed metadata and lazily read tensors, both under GGUF names.
+
+    A Hugging Face directory takes this shape through `quantcore.convert`; a GGUF file has it already.
+    `files` are the paths that were opened, the first being the one to name in messages.
+    """
+
+    path: Path
+    format: SourceFormat
+    metadata: Mapping[str, Value]
+    tensors: tuple[Tensor, ...]
+    files: tuple[Path, ...] = field(default=())
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        return tuple(tensor.info for tensor in self.tensors)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.get("general.architecture", ""))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the plain Python value of a metadata key."""
+        value = self.metadata.get(key)
+        return default if value is None else value.value
+
+    def hparam(self, key: str, default: Any = None) -> Any:
+        """Return `<architecture>.<key>`, such as `block_count`."""
+        return self.get(f"{self.architecture}.{key}", default)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """Return the tensor of that name, or None."""
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Tensor]:
+        return {tensor.name: tensor for tensor in self.tensors}
