@@ -1,0 +1,1 @@
+"""The hub: a Django project around the engine."""

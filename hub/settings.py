@@ -1,0 +1,199 @@
+"""Django settings. What an operator may set is a row of SETTINGS; the rest is fixed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One environment variable: its name, its default, and a sentence for the operator's page."""
+
+    name: str
+    default: str
+    help: str
+
+
+SETTINGS = (
+    Setting(
+        "QUANTHUB_DATA", str(BASE_DIR / "data"), "Folder of the database, the files and the broker's log."
+    ),
+    Setting("DATABASE_URL", "", "Database address; empty means SQLite in the data folder."),
+    Setting("REDIS_URL", "", "Broker address; empty means that `make up` starts its own Valkey."),
+    Setting("PORT", "8000", "Port of the web server."),
+    Setting("QUANTHUB_HOST", "127.0.0.1", "Address the web server listens on."),
+    Setting(
+        "QUANTHUB_ALLOWED_HOSTS", "", "Host names to answer to, comma separated; empty: local names only."
+    ),
+    Setting(
+        "QUANTHUB_SECRET_KEY",
+        "",
+        "Key that signs sessions; empty means one is made and kept in the data folder.",
+    ),
+    Setting("QUANTHUB_DEBUG", "0", "1 shows tracebacks in the browser; never on a shared machine."),
+    Setting(
+        "QUANTHUB_ADMIN_PASSWORD",
+        "",
+        "Password of the first admin; empty means one is generated and printed once.",
+    ),
+    Setting("QUANTHUB_THREADS", "0", "Threads a job may use; 0 means one for each core."),
+    Setting("QUANTHUB_EVAL_CHUNKS", "60", "Chunks of 512 tokens that perplexity is measured over."),
+    Setting("QUANTHUB_LEASE_SECONDS", "30", "Silence after which a worker counts as lost."),
+)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def env(name: str) -> str:
+    """Return a setting as text; `NAME_FILE` may name a file that holds it, for secrets."""
+    path = os.environ.get(f"{name}_FILE")
+    if path:
+        try:
+            return Path(path).read_text().strip()
+        except OSError as exc:
+            raise ImproperlyConfigured(f"{name}_FILE: cannot read {path}: {exc.strerror}") from exc
+    return os.environ.get(name) or _BY_NAME[name].default
+
+
+def env_int(name: str, *, minimum: int = 0) -> int:
+    """Return a setting as a whole number, refusing anything else."""
+    text = env(name)
+    if not text.isdecimal() or int(text) < minimum:
+        raise ImproperlyConfigured(f"{name} must be a whole number of {minimum} or more, not {text!r}")
+    return int(text)
+
+
+def env_bool(name: str) -> bool:
+    """Return a setting as truth: 1 or 0, nothing else."""
+    text = env(name)
+    if text not in {"0", "1"}:
+        raise ImproperlyConfigured(f"{name} must be 0 or 1, not {text!r}")
+    return text == "1"
+
+
+DATA_DIR = Path(env("QUANTHUB_DATA")).expanduser().resolve()
+PORT = env_int("PORT", minimum=1)
+HOST = env("QUANTHUB_HOST")
+DEBUG = env_bool("QUANTHUB_DEBUG")
+JOB_THREADS = env_int("QUANTHUB_THREADS") or os.cpu_count() or 1
+EVAL_CHUNKS = env_int("QUANTHUB_EVAL_CHUNKS", minimum=1)
+LEASE_SECONDS = env_int("QUANTHUB_LEASE_SECONDS", minimum=5)
+
+
+def _secret_key() -> str:
+    """Return the key from the environment, else the one kept beside the data (made on the first start)."""
+    given = env("QUANTHUB_SECRET_KEY")
+    if given:
+        return given
+    from django.core.management.utils import get_random_secret_key
+
+    path = DATA_DIR / "secret-key"
+    if not path.exists():
+        DATA_DIR.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.touch(mode=0o600)
+        partial.write_text(get_random_secret_key())
+        # link, unlike rename, fails if another process was quicker: all then use the same key.
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink()
+    return path.read_text()
+
+
+SECRET_KEY = _secret_key()
+ALLOWED_HOSTS = [h.strip() for h in env("QUANTHUB_ALLOWED_HOSTS").split(",") if h.strip()] or [
+    "localhost",
+    "127.0.0.1",
+    "[::1]",
+]
+
+INSTALLED_APPS = [
+    "hub.accounts",
+    "hub.catalog",
+    "hub.jobs",
+    "hub.registry",
+    "hub.api",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django_htmx",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+ROOT_URLCONF = "hub.urls"
+WSGI_APPLICATION = "hub.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES = {
+    "default": dj_database_url.parse(
+        env("DATABASE_URL") or f"sqlite:///{DATA_DIR / 'quanthub.sqlite3'}", conn_max_age=60
+    )
+}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # WAL lets the pages read while a worker writes; immediate transactions wait instead of failing.
+    DATABASES["default"]["OPTIONS"] = {
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+    }
+AUTH_USER_MODEL = "accounts.User"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "accounts:sign-in"
+LOGIN_REDIRECT_URL = "catalog:list"
+LOGOUT_REDIRECT_URL = "catalog:list"
+
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = DATA_DIR / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+
+BLOB_DIR = DATA_DIR / "blobs"
+WORK_DIR = DATA_DIR / "work"
+BROKER_URL = env("REDIS_URL")
