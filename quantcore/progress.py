@@ -11,8 +11,8 @@ class Progress:
     """Say where a stage stands.
 
     `done` and `total` count `unit` (bytes, chunks, runs); `item` is what is being worked on, the
-    `index`-th (from 1) of `count`. `seconds` have passed since the stage began; `seconds_left` is None until it
-    can be told.
+    `index`-th (from 1) of `count`. `seconds` have passed since the stage began; `seconds_left` is None until
+    it can be told.
     """
 
     stage: str

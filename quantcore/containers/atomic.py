@@ -1,0 +1,118 @@
+"""A file that appears under its name whole or not at all, even if the process is killed while writing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from quantcore.errors import InputError, NotEnoughSpace
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.parent
+    if not parent.is_dir():
+        raise InputError(f"{path}: the folder {parent} does not exist")
+    return parent
+
+
+class AtomicFile:
+    """Write a file of known size without a name, then give it one.
+
+    On Linux the file has no name until `commit` (O_TMPFILE), so that not even a killed process leaves a part
+    behind. Where the file system cannot do that, it is written under a hidden name and renamed.
+    """
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.path = path
+        self.nbytes = nbytes
+        self._fd = -1
+        self._hidden: Path | None = None
+
+    def open(self) -> None:
+        """Create the file and reserve its space; raises `NotEnoughSpace` before anything is written."""
+        parent = _existing_parent(self.path)
+        if self.path.is_dir():
+            raise InputError(f"{self.path}: is a folder; give the name of a file")
+        self._fd = self._open_unnamed(parent)
+        try:
+            self._reserve(parent)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _open_unnamed(self, parent: Path) -> int:
+        flag = getattr(os, "O_TMPFILE", 0)
+        if flag:
+            try:
+                return os.open(parent, flag | os.O_WRONLY, 0o644)
+            except OSError as exc:
+                if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                    raise
+        self._hidden = self._hidden_name()
+        return os.open(self._hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+
+    def _hidden_name(self) -> Path:
+        return self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(6)}.partial")
+
+    def _reserve(self, parent: Path) -> None:
+        free = shutil.disk_usage(parent).free
+        if free < self.nbytes:
+            raise self._full(free)
+        if hasattr(os, "posix_fallocate") and self.nbytes:
+            try:
+                os.posix_fallocate(self._fd, 0, self.nbytes)
+            except OSError as exc:
+                if exc.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                    raise self._full(free) from exc
+                if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+                    raise
+
+    def _full(self, free: int) -> NotEnoughSpace:
+        return NotEnoughSpace(
+            f"{self.path}: needs {self.nbytes / 1e6:,.1f} MB, "
+            f"{self.path.parent} has {free / 1e6:,.1f} MB free"
+        )
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Append bytes."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                raise self._full(shutil.disk_usage(self.path.parent).free) from exc
+            raise
+
+    def commit(self) -> None:
+        """Put the bytes on the disk and the file under its name, replacing an older one at once."""
+        os.fsync(self._fd)
+        if self._hidden is None:
+            hidden = self._hidden_name()
+            os.link(f"/proc/self/fd/{self._fd}", hidden, follow_symlinks=True)
+            self._hidden = hidden
+        self._hidden.replace(self.path)
+        self._hidden = None
+        os.close(self._fd)
+        self._fd = -1
+        self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        # Without this the rename itself could be lost in a power cut.
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def discard(self) -> None:
+        """Leave nothing behind; does nothing after `commit`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._hidden is not None:
+            self._hidden.unlink(missing_ok=True)
+            self._hidden = None
