@@ -1,0 +1,137 @@
+"""What a model family is: names, hyperparameters, tensors, and what its forward pass needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.architectures.hparams import common_hparams
+from quantcore.errors import UnknownArchitecture
+from quantcore.ggufkv import Value, u32
+
+Config = Mapping[str, Any]
+RopeKind = Literal["normal", "neox"]
+
+BLOCK = (
+    "attn_norm.weight",
+    "attn_q.weight",
+    "attn_k.weight",
+    "attn_v.weight",
+    "attn_output.weight",
+    "ffn_norm.weight",
+    "ffn_gate.weight",
+    "ffn_up.weight",
+    "ffn_down.weight",
+)
+
+
+def no_hparams(_config: Config, _name: str) -> dict[str, Value]:
+    """Add nothing."""
+    return {}
+
+
+def no_window(_layer: int) -> int | None:
+    """Let every layer attend to all earlier tokens."""
+    return None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Describe one model family: a decoder of RMS norm, rotary attention and a gated feed-forward part.
+
+    `name` is GGUF's `general.architecture`. `hf_classes` maps each Hugging Face class to the values that its
+    configuration takes when config.json does not say. `rope` tells which elements of a head rotate together:
+    neighbours ("normal") or the two halves ("neox"). `block` lists the tensors every layer must have, after
+    `blk.N.`; `optional` those it may have. `interleaved` names projections whose rows Hugging Face keeps in
+    halves and GGUF in neighbours. `states_head_size` says whether the configuration always has a head size,
+    which llama.cpp's converter then writes. `extra_hparams` adds to the common metadata. `window` gives the
+    sliding window of a layer, None for full attention.
+    """
+
+    name: str
+    hf_classes: Mapping[str, Mapping[str, Any]]
+    rope: RopeKind
+    block: tuple[str, ...] = BLOCK
+    optional: tuple[str, ...] = ()
+    interleaved: tuple[str, ...] = ()
+    states_head_size: bool = True
+    extra_hparams: Callable[[Config, str], dict[str, Value]] = field(default=no_hparams)
+    window: Callable[[int], int | None] = field(default=no_window)
+
+    def hparams(self, config: Config, file_type: int) -> dict[str, Value]:
+        """Return the `<name>.*` metadata of a complete configuration, in llama.cpp's order and types.
+
+        `general.file_type` stands among them because llama.cpp's converter has it there: files then differ in
+        nothing.
+        """
+        common = common_hparams(config, self.name) | {"general.file_type": u32(file_type)}
+        return common | self.extra_hparams(config, self.name)
+
+    def complete(self, config: Config) -> Config:
+        """Return `config` with the values that its class takes where config.json is silent."""
+        full = dict(self.hf_classes.get(config["architectures"][0], {}))
+        full |= {key: value for key, value in config.items() if value is not None}
+        full.setdefault("num_key_value_heads", full["num_attention_heads"])
+        if self.states_head_size:
+            full.setdefault("head_dim", head_size(full))
+        return full
+
+    def row_order(self, tensor: str, config: Config) -> npt.NDArray[np.int64] | None:
+        """Return the Hugging Face row behind each row of the GGUF tensor, or None for the same order."""
+        part = tensor.split(".")[-2]
+        if part not in self.interleaved:
+            return None
+        heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
+        return interleave(int(heads), head_size(config))
+
+
+def head_size(config: Config) -> int:
+    """Return the length of one attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def interleave(heads: int, size: int) -> npt.NDArray[np.int64]:
+    """Return the row order that turns each head from halves (i, i + size/2) into neighbours (2i, 2i + 1)."""
+    rows = np.arange(heads * size, dtype=np.int64).reshape(heads, 2, size // 2)  # (heads, half, pairs)
+    return rows.swapaxes(1, 2).reshape(-1)  # (heads * size,)
+
+
+_by_name: dict[str, Architecture] = {}
+_by_class: dict[str, Architecture] = {}
+
+
+def register(architecture: Architecture) -> Architecture:
+    """Add a family under its name and its Hugging Face classes; two of one name are a mistake in the code."""
+    taken = architecture.name in _by_name or any(name in _by_class for name in architecture.hf_classes)
+    if taken:
+        raise ValueError(f"architecture {architecture.name} is registered twice")
+    _by_name[architecture.name] = architecture
+    _by_class.update(dict.fromkeys(architecture.hf_classes, architecture))
+    return architecture
+
+
+def registry() -> Mapping[str, Architecture]:
+    """Return the families by GGUF name."""
+    return _by_name
+
+
+def by_name(name: str) -> Architecture:
+    """Return the family of a `general.architecture`; raises `UnknownArchitecture` with those there are."""
+    found = _by_name.get(name)
+    if found is None:
+        raise UnknownArchitecture(
+            f"no architecture is called {name!r}; there are {', '.join(sorted(_by_name))}"
+        )
+    return found
+
+
+def by_class(name: str) -> Architecture:
+    """Return the family of a Hugging Face class; raises `UnknownArchitecture` with those there are."""
+    found = _by_class.get(name)
+    if found is None:
+        raise UnknownArchitecture(f"no description of {name}; there are {', '.join(sorted(_by_class))}")
+    return found

@@ -1,0 +1,178 @@
+"""See a model directory of Hugging Face as if it were a GGUF file.
+
+Nothing is copied: metadata are built from the directory's JSON files, tensors keep their stored type and are
+read row by row when somebody asks. Whoever writes the file chooses the types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.architectures import Architecture, by_class
+from quantcore.architectures.base import Config, head_size
+from quantcore.architectures.hparams import llama3_factors
+from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor
+from quantcore.ggufkv import Value, string, u32
+from quantcore.sources.base import Source
+from quantcore.sources.gguf import open_gguf
+from quantcore.sources.safetensors import STORAGE, StoredTensor, open_directory
+from quantcore.tensors import RowReader, Tensor, TensorInfo
+from quantcore.vocabulary import read_json, tokenizer_metadata
+from quantcore.writerkeys import captured
+
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # of general.file_type
+QUANTIZATION_VERSION = 2
+
+# Buffers that old checkpoints carry along; the forward pass computes them.
+BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+
+COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+def open_model(path: Path) -> Source:
+    """Open a GGUF file or a Hugging Face directory, reading headers only."""
+    path = Path(path)
+    if path.is_dir():
+        return open_huggingface(path)
+    return open_gguf(path)
+
+
+def open_huggingface(directory: Path) -> Source:
+    """Return a Hugging Face directory (config.json, safetensors, tokenizer) as a virtual GGUF.
+
+    Raises `UnknownArchitecture` for families that are not described, `UnreadableFile` naming the file that is
+    missing or broken, `UnsupportedTensor` for weights that are not floating point.
+    """
+    directory = Path(directory)
+    stated = _load_config(directory)
+    architecture = by_class(stated["architectures"][0])
+    config = architecture.complete(stated)
+    stored, files = open_directory(directory)
+    tensors = (*_rope_factors(config), *_tensors(architecture, config, stored))
+    _check_complete(directory, architecture, config, tensors)
+    metadata = _metadata(directory, architecture, config, tensors)
+    return Source(directory, "huggingface", metadata, tensors, (directory / "config.json", *files))
+
+
+def _load_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    config = read_json(path)
+    classes = config.get("architectures")
+    if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
+        raise UnreadableFile(f"{path}: does not name its class in 'architectures'")
+    by_class(classes[0])  # an unknown class is a better answer than a field that other families lack
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method is not None:
+        raise InputError(
+            f"{path}: the weights are already quantized ({method}); start from the original model"
+        )
+    for field in COUNTS:
+        value = config.get(field)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise UnreadableFile(f"{path}: {field} must be a positive number, not {value!r}")
+    return config
+
+
+def _tensors(architecture: Architecture, config: Config, stored: Mapping[str, StoredTensor]) -> list[Tensor]:
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[architecture.name], config["num_hidden_layers"])
+    tensors = []
+    for hf_name, tensor in stored.items():
+        if hf_name.endswith(BUFFERS) or (hf_name == "lm_head.weight" and config.get("tie_word_embeddings")):
+            continue
+        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise UnsupportedTensor(f"{tensor.path}: {architecture.name} has no tensor called {hf_name}")
+        if tensor.dtype not in STORAGE:
+            raise UnsupportedTensor(
+                f"{tensor.path}: {hf_name} is stored as {tensor.dtype}; weights must be F32, F16 or BF16"
+            )
+        info = TensorInfo(name, tensor.shape, tensor.dtype, tensor.nbytes)
+        tensors.append(Tensor(info, _reader(architecture, config, info, tensor)))
+    return tensors
+
+
+def _reader(architecture: Architecture, config: Config, info: TensorInfo, tensor: StoredTensor) -> RowReader:
+    order = architecture.row_order(info.name, config)
+    if order is None:
+        return tensor.read_rows
+    if len(order) != info.shape[0]:
+        raise UnreadableFile(
+            f"{tensor.path}: {tensor.name} has {info.shape[0]} rows, config.json means {len(order)}"
+        )
+    if len(info.shape) == 1:
+        return lambda start, stop: tensor.read_rows(start, stop)[:, order]
+    return gathered(tensor.read_rows, order)
+
+
+def gathered(read_rows: RowReader, order: npt.NDArray[np.int64]) -> RowReader:
+    """Return a reader whose row i is row `order[i]` of `read_rows`.
+
+    A slab is taken from the smallest run of stored rows that holds it: rows move within their head only, so
+    that the run is at most two heads longer than the slab.
+    """
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        wanted = order[start:stop]
+        if not len(wanted):
+            return read_rows(start, stop)
+        first, last = int(wanted.min()), int(wanted.max())
+        return read_rows(first, last + 1)[wanted - first]
+
+    return read
+
+
+def _rope_factors(config: Config) -> tuple[Tensor, ...]:
+    """Return the tensor that llama3 rope scaling becomes, if the model has it."""
+    factors = llama3_factors(config, head_size(config))
+    if factors is None:
+        return ()
+    info = TensorInfo("rope_freqs.weight", factors.shape, "F32", factors.nbytes)
+    return (Tensor(info, lambda start, stop: factors.reshape(1, -1)[start:stop].copy()),)  # (1, size / 2)
+
+
+def _check_complete(
+    directory: Path, architecture: Architecture, config: Config, tensors: tuple[Tensor, ...]
+) -> None:
+    have = {tensor.name for tensor in tensors}
+    layers = (f"blk.{n}.{part}" for n in range(config["num_hidden_layers"]) for part in architecture.block)
+    for name in ("token_embd.weight", "output_norm.weight", *layers):
+        if name not in have:
+            raise UnreadableFile(f"{directory}: the weights lack {name}, which {architecture.name} needs")
+
+
+def _metadata(
+    directory: Path, architecture: Architecture, config: Config, tensors: tuple[Tensor, ...]
+) -> dict[str, Value]:
+    stored = next((t.info.type for t in tensors if len(t.info.shape) > 1), "F16")
+    return {
+        "general.architecture": string(architecture.name),
+        "general.type": string("model"),
+        **_general(directory, sum(prod(tensor.info.shape) for tensor in tensors)),
+        **architecture.hparams(config, FILE_TYPES[stored]),
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+        **tokenizer_metadata(directory, config["vocab_size"]),
+    }
+
+
+def _general(directory: Path, parameters: int) -> dict[str, Value]:
+    """Return name, licence, size and the like, from the model card and the directory's name."""
+    directory = directory.resolve()
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        card = gguf.Metadata.load(None, directory, None, parameters)
+        card.name = card.name or directory.name
+        card.size_label = card.size_label or gguf.size_label(parameters, parameters, 0, 0)
+        card.set_gguf_meta_model(writer)
+
+    try:
+        return captured(fill)
+    except Exception:  # noqa: BLE001 - a model card is free text by strangers; a bad one must not stop the model
+        return {"general.name": string(directory.name)}

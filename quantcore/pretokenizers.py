@@ -1,0 +1,125 @@
+"""How text is cut into words before byte-pair merging: the patterns behind GGUF's `tokenizer.ggml.pre`.
+
+Patterns are applied one after another to the pieces that the one before left, each match being a piece of its
+own. They are llama.cpp's, so that token ids agree with the engine's even where it simplified what the model
+was published with; `published` then has the original, by which a tokenizer.json is recognized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantcore.errors import InputError
+
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+# Spelled out, since ignoring case would also match the long s of old prints, which llama.cpp does not.
+EITHER_CASE = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+
+TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+LLAMA3 = EITHER_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + TAIL
+QWEN2 = EITHER_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + TAIL
+
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+NOT_LOWER, NOT_UPPER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
+LEAD = r"[^\r\n\p{L}\p{N}]?"
+SLASH_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
+    """Return the pattern that cuts words where case changes."""
+    return f"{LEAD}{upper}*{lower}+{suffix}|{LEAD}{upper}+{lower}*{suffix}|{digits}{SLASH_TAIL}"
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """Patterns under the `names` they go by, the first being the one to write.
+
+    `ignore_merges` takes a word that is a token whole, without merging. `adds_bos` is llama.cpp's default
+    where a file does not say.
+    """
+
+    names: tuple[str, ...]
+    patterns: tuple[str, ...]
+    published: tuple[str, ...] = ()
+    ignore_merges: bool = False
+    adds_bos: bool = False
+
+
+PRE_TOKENIZERS = (
+    PreTokenizer(
+        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat"), (GPT2,)
+    ),
+    PreTokenizer(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        (LLAMA3,),
+        ignore_merges=True,
+        adds_bos=True,
+    ),
+    PreTokenizer(("smaug-bpe", "dbrx", "chatglm-bpe"), (LLAMA3,)),
+    PreTokenizer(
+        ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "stablelm2", "hunyuan", "solar-open", "megrez"),
+        (QWEN2,),
+    ),
+    PreTokenizer(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
+        (r"\p{N}", GPT2),
+    ),
+    PreTokenizer(
+        ("tekken",),
+        (_cased(NOT_LOWER, NOT_UPPER, "", r"\p{N}"),),
+        published=(_cased(UPPER, LOWER, "", r"\p{N}"),),
+        ignore_merges=True,
+        adds_bos=True,
+    ),
+    PreTokenizer(
+        ("gpt-4o", "llama4", "kanana2"),
+        (_cased(NOT_LOWER, NOT_UPPER, EITHER_CASE + "?", r"\p{N}{1,3}"),),
+        published=(_cased(UPPER, LOWER, EITHER_CASE + "?", r"\p{N}{1,3}"),),
+    ),
+    PreTokenizer(
+        ("default",),
+        (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+        published=("none is published",),
+    ),
+)
+
+_by_name = {name: entry for entry in PRE_TOKENIZERS for name in entry.names}
+
+
+def pre_tokenizer(name: str) -> PreTokenizer:
+    """Return the pre-tokenizer that goes by `name`; raises `InputError` with the names there are."""
+    found = _by_name.get(name)
+    if found is None:
+        known = ", ".join(sorted(_by_name))
+        raise InputError(f"tokenizer.ggml.pre is {name!r}, which is not known here; known are {known}")
+    return found
+
+
+def recognize(tokenizer: Mapping[str, Any]) -> PreTokenizer:
+    """Return what the parsed tokenizer.json `tokenizer` cuts words by; raises `InputError` when unknown."""
+    patterns = tuple(_steps(tokenizer.get("pre_tokenizer") or {}))
+    whole_words = bool(tokenizer.get("model", {}).get("ignore_merges", False))
+    fitting = [entry for entry in PRE_TOKENIZERS if patterns == (entry.published or entry.patterns)]
+    # Two entries may share patterns and differ in whether whole words skip merging.
+    fitting.sort(key=lambda entry: entry.ignore_merges != whole_words)
+    if not fitting:
+        raise InputError(f"tokenizer.json: no pre-tokenizer of llama.cpp cuts words by {list(patterns)}")
+    return fitting[0]
+
+
+def _steps(step: Mapping[str, Any]) -> list[str]:
+    """Return the patterns of a pre-tokenizer of tokenizer.json, in the spelling of this module."""
+    kind = step.get("type")
+    if kind == "Sequence":
+        return [pattern for inner in step.get("pretokenizers", []) for pattern in _steps(inner)]
+    if kind == "ByteLevel":
+        return [GPT2] if step.get("use_regex", True) else []
+    if kind == "Digits" and step.get("individual_digits"):
+        return [r"\p{N}"]
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+        pattern = step.get("pattern", {}).get("Regex", "")
+        return [pattern.replace(CONTRACTIONS, EITHER_CASE)]
+    return [f"a step of type {kind}"]

@@ -1,0 +1,204 @@
+"""Read safetensors files: headers are checked in full, rows are read on demand with pread.
+
+Nothing is mapped into memory: pages of a mapped file count as resident while they are hot, and a file that
+shrinks under a mapping kills the process with SIGBUS instead of raising an error.
+
+Layout: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.errors import UnreadableFile
+
+MAX_HEADER = 100_000_000  # the limit of the reference implementation
+INDEX = "model.safetensors.index.json"
+
+ITEM_SIZES: dict[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+
+# Storage form of the types that weights may have; BF16 travels as its bit pattern.
+STORAGE: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Say where a tensor lies: `begin` is the offset of its first byte in the file `path`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    begin: int
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_SIZES[self.dtype]
+
+    @property
+    def row_length(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    def read_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return rows `start:stop` as a fresh `(rows, row_length)` array of the storage type."""
+        rows = np.empty((stop - start, self.row_length), dtype=STORAGE[self.dtype])
+        row_bytes = self.row_length * ITEM_SIZES[self.dtype]
+        _read_into(self.path, self.begin + start * row_bytes, rows, self.name)
+        return rows
+
+
+def _read_into(path: Path, offset: int, out: npt.NDArray[Any], name: str) -> None:
+    """Fill `out` from the file at `offset`, or raise `UnreadableFile` naming the tensor."""
+    if not out.size:
+        return
+    left = out.data.cast("B")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise UnreadableFile(f"{path}: cannot be opened: {exc.strerror}") from exc
+    try:
+        while left:
+            count = os.preadv(fd, [left], offset)
+            if count == 0:
+                raise UnreadableFile(f"{path}: file ends inside tensor {name}, {len(left)} bytes short")
+            left, offset = left[count:], offset + count
+    finally:
+        os.close(fd)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one file, ordered by name, after checking that each lies inside it."""
+    header, data_start, data_size = _load_header(path)
+    tensors: dict[str, StoredTensor] = {}
+    ranges: list[tuple[int, int, str]] = []
+    for name in sorted(header):
+        if name != "__metadata__":
+            begin, end, tensor = _check_entry(path, name, header[name], data_start, data_size)
+            tensors[name] = tensor
+            ranges.append((begin, end, name))
+    _refuse_overlap(path, sorted(ranges))
+    return tensors
+
+
+def _load_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header, the offset where data begin, and how many bytes of data there are."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise UnreadableFile(f"{path}: not a safetensors file: it has only {size} bytes")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > min(size - 8, MAX_HEADER):
+                raise UnreadableFile(
+                    f"{path}: truncated or not a safetensors file: "
+                    f"the header should have {length} bytes, the file has {size}"
+                )
+            raw = file.read(length)
+    except OSError as exc:
+        raise UnreadableFile(f"{path}: cannot be read: {exc.strerror}") from exc
+    try:
+        header = json.loads(raw)
+    except ValueError as exc:
+        raise UnreadableFile(f"{path}: the header is not JSON: {exc}") from exc
+    if not isinstance(header, dict):
+        raise UnreadableFile(f"{path}: the header is not a JSON object")
+    return header, 8 + length, size - 8 - length
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_entry(
+    path: Path, name: str, entry: Any, data_start: int, data_size: int
+) -> tuple[int, int, StoredTensor]:
+    """Return begin and end within the data, and the tensor."""
+    if not isinstance(entry, dict):
+        raise UnreadableFile(f"{path}: tensor {name}: its header entry is not an object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if dtype not in ITEM_SIZES:
+        raise UnreadableFile(f"{path}: tensor {name}: unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise UnreadableFile(f"{path}: tensor {name}: bad shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise UnreadableFile(f"{path}: tensor {name}: bad data_offsets {offsets!r}")
+    begin, end = offsets
+    tensor = StoredTensor(name, dtype, tuple(shape), path, data_start + begin)
+    if end - begin != tensor.nbytes:
+        raise UnreadableFile(
+            f"{path}: tensor {name}: {dtype} {shape} needs {tensor.nbytes} bytes, "
+            f"its offsets {begin}..{end} hold {end - begin}"
+        )
+    if end > data_size:
+        raise UnreadableFile(
+            f"{path}: truncated: tensor {name} ends at byte {end} of the data, the file holds {data_size}"
+        )
+    return begin, end, tensor
+
+
+def _refuse_overlap(path: Path, ranges: list[tuple[int, int, str]]) -> None:
+    for (_, end, name), (begin, _, follower) in pairwise(ranges):
+        if begin < end:
+            raise UnreadableFile(f"{path}: tensors {name} and {follower} overlap")
+
+
+def open_directory(directory: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
+    """Return all tensors of a model directory, single file or shards, and the files they are in."""
+    index = directory / INDEX
+    if index.is_file():
+        weight_map = _load_index(index)
+        files = tuple(directory / name for name in sorted(set(weight_map.values())))
+    else:
+        weight_map = None
+        files = tuple(sorted(directory.glob("model*.safetensors")))
+    if not files:
+        raise UnreadableFile(f"{directory}: no model.safetensors and no {INDEX} in this directory")
+    tensors: dict[str, StoredTensor] = {}
+    for path in files:
+        for name, tensor in read_header(path).items():
+            if name in tensors:
+                raise UnreadableFile(f"{path}: tensor {name} is also in {tensors[name].path.name}")
+            tensors[name] = tensor
+    if weight_map is not None:
+        _check_index(index, weight_map, tensors)
+    return tensors, files
+
+
+def _load_index(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        names = set(weight_map.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise UnreadableFile(f"{index}: not a safetensors index: {exc}") from exc
+    for name in names:
+        # The index comes from strangers: a name with a path in it would read files outside the model.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UnreadableFile(f"{index}: {name!r} is not a file name")
+        if not (index.parent / name).is_file():
+            raise UnreadableFile(f"{index.parent / name}: missing, though {index.name} lists it")
+    return dict(weight_map)
+
+
+def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
+    for name, file in weight_map.items():
+        if name not in tensors:
+            raise UnreadableFile(
+                f"{index.parent / file}: tensor {name} is missing, though {index.name} lists it"
+            )
