@@ -44,6 +44,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Slab:
+    path: Path
     tensor: Tensor
     plan: TensorPlan
     start: int
@@ -64,7 +65,7 @@ def _slabs(source: Source, plan: Plan) -> Iterator[_Slab]:
         rows = tensor.info.n_rows
         step = max(1, SLAB_WEIGHTS // max(1, tensor.info.row_length))
         for start in range(0, rows, step):
-            yield _Slab(tensor, tensor_plan, start, min(rows, start + step))
+            yield _Slab(source.path, tensor, tensor_plan, start, min(rows, start + step))
 
 
 def _convert(slab: _Slab) -> npt.NDArray[np.uint8]:
@@ -76,7 +77,7 @@ def _convert(slab: _Slab) -> npt.NDArray[np.uint8]:
     try:
         packed = get_format(slab.plan.type).quantize(to_float(info, rows))
     except UnsupportedTensor as exc:
-        raise UnsupportedTensor(f"tensor {info.name}: {exc}") from exc
+        raise UnsupportedTensor(f"{slab.path}: tensor {info.name}: {exc}") from exc
     blocks: npt.NDArray[np.uint8] = packed.parts["blocks"]
     return blocks.reshape(-1)
 

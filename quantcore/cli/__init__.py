@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         document = arguments.run(arguments)
     except KeyboardInterrupt:
         print("quantcore: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`| head`); Python would complain again while closing it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (QuantcoreError, OSError) as exc:
         print(f"quantcore {arguments.verb}: {' '.join(str(exc).split())}", file=sys.stderr)

@@ -45,7 +45,7 @@ class AtomicFile:
 
     def _open_unnamed(self, parent: Path) -> int:
         flag = getattr(os, "O_TMPFILE", 0)
-        if flag:
+        if flag and Path("/proc/self/fd").is_dir():
             try:
                 return os.open(parent, flag | os.O_WRONLY, 0o644)
             except OSError as exc:
@@ -91,14 +91,22 @@ class AtomicFile:
         """Put the bytes on the disk and the file under its name, replacing an older one at once."""
         os.fsync(self._fd)
         if self._hidden is None:
-            hidden = self._hidden_name()
-            os.link(f"/proc/self/fd/{self._fd}", hidden, follow_symlinks=True)
-            self._hidden = hidden
+            self._hidden = self._give_name()
         self._hidden.replace(self.path)
         self._hidden = None
         os.close(self._fd)
         self._fd = -1
         self._sync_folder()
+
+    def _give_name(self) -> Path:
+        hidden = self._hidden_name()
+        # Only with a folder descriptor does Python use linkat, which follows /proc's link to the nameless file.
+        folder = os.open(hidden.parent, os.O_RDONLY)
+        try:
+            os.link(f"/proc/self/fd/{self._fd}", hidden.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
+        return hidden
 
     def _sync_folder(self) -> None:
         # Without this the rename itself could be lost in a power cut.

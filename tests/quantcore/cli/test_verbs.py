@@ -1,0 +1,149 @@
+"""The command line: one JSON document, one line of error, exit status 0, 1 or 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantcore.cli import main
+from tests.quantcore.models import small_llama
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return small_llama(tmp_path / "small.gguf")
+
+
+def document(capsys, *arguments: object) -> dict:
+    assert main([str(argument) for argument in arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_inspect_describes_the_model(model, capsys):
+    found = document(capsys, "inspect", model, "--json")
+
+    assert {
+        "format",
+        "architecture",
+        "name",
+        "parameters",
+        "file_bytes",
+        "bpw",
+        "metadata",
+        "tensors",
+    } <= set(found)
+    assert found["architecture"] == "llama"
+    assert found["file_bytes"] == model.stat().st_size
+    assert found["tensors"][0] == {
+        "name": "token_embd.weight",
+        "shape": [256, 64],
+        "type": "F16",
+        "nbytes": 32768,
+    }
+
+
+def test_plan_reads_headers_only(model, capsys):
+    """A file whose data part is a hole gives the same plan as the whole file."""
+    whole = document(capsys, "plan", model, "--to", "Q4_K_M", "--json")
+    size = model.stat().st_size
+    with model.open("r+b") as file:
+        file.truncate(2500)
+        file.truncate(size)
+
+    assert document(capsys, "plan", model, "--to", "Q4_K_M", "--json") == whole
+
+
+def test_quantize_gives_what_plan_said(model, capsys, tmp_path):
+    plan = document(capsys, "plan", model, "--to", "q4_k_m", "--json")
+
+    made = document(
+        capsys, "quantize", model, tmp_path / "out.gguf", "--to", "Q4_K_M", "--threads", 1, "--json"
+    )
+
+    assert made["tensors"] == plan["tensors"]
+    assert made["file_bytes"] == (tmp_path / "out.gguf").stat().st_size == plan["file_bytes"]
+    assert len(made["sha256"]) == 64
+    assert made["seconds"] > 0
+
+
+def test_options_reach_the_plan(model, capsys):
+    changes = ["--tensor-type", "ffn_up=q8_0", "--output-tensor-type", "f16"]
+
+    found = document(capsys, "plan", model, "--to", "Q4_K_M", *changes, "--json")
+
+    types = {tensor["name"]: tensor["type"] for tensor in found["tensors"]}
+    assert types["blk.1.ffn_up.weight"] == "Q8_0"
+    assert types["output.weight"] == "F16"
+
+
+@pytest.mark.parametrize("verb", ["inspect", "plan"])
+def test_people_get_text(model, capsys, verb):
+    arguments = [verb, str(model)] + (["--to", "Q8_0"] if verb == "plan" else [])
+
+    assert main(arguments) == 0
+
+    assert "blk.1.ffn_down.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "MODEL", "--to", "Q99"], "no level is called 'Q99'"),
+        (["inspect", "nowhere.gguf"], "nowhere.gguf: No such file"),
+        (["quantize", "MODEL", "MODEL", "--to", "Q8_0"], "is the source itself"),
+        (["quantize", "MODEL", "missing/out.gguf", "--to", "Q8_0"], "the folder missing does not exist"),
+    ],
+)
+def test_failures_are_one_line_and_status_1(model, capsys, arguments, message):
+    given = [str(model) if argument == "MODEL" else argument for argument in arguments]
+
+    assert main(given) == 1
+
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["plan", "x.gguf"],
+        ["quantize", "x", "y", "--to", "Q8_0", "--threads", "0"],
+        ["plan", "x", "--to", "Q8_0", "--tensor-type", "nonsense"],
+        ["plan", "x", "--to", "Q8_0", "--tensor-type", "a=Q99"],
+    ],
+)
+def test_bad_usage_is_status_2(capsys, arguments):
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+
+    assert raised.value.code == 2
+    assert "usage: quantcore" in capsys.readouterr().err
+
+
+def test_the_installed_command_runs():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("quantcore"), "--help"], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0
+    assert "quantize" in done.stdout
+
+
+def test_a_closed_pipe_is_no_traceback(model):
+    """`quantcore inspect MODEL | head -1` ends quietly."""
+    read, write = os.pipe()
+    os.close(read)
+
+    command = [sys.executable, "-m", "quantcore", "inspect", model]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,130 @@
+"""Plans: llama.cpp's types for every tensor, exact sizes, and reasons."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quantcore.errors import InputError, UnknownFormat
+from quantcore.ggufkv import string
+from quantcore.plan import Options, Plan, make_plan
+from quantcore.recipes import get_recipe, recipes
+from quantcore.sources.base import Source
+from quantcore.sources.gguf import open_gguf
+from quantcore.tensors import Tensor
+from tests.golden.levels_models import MODELS, metadata, shapes
+from tests.quantcore.models import small_llama, tensor_infos
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "levels.json").read_text())
+
+
+def _unread(_start, _stop):
+    raise AssertionError("a plan reads headers only")
+
+
+def source_of(model: str, kind: str = "F16") -> Source:
+    tensors = tuple(Tensor(info, _unread) for info in tensor_infos(shapes(model), kind))
+    return Source(Path(model), "gguf", metadata(model), tensors)
+
+
+@pytest.mark.parametrize("level", recipes())
+@pytest.mark.parametrize("model", MODELS)
+def test_types_are_those_of_llama_quantize(model, level):
+    """Every tensor of every level gets the type that llama-quantize gave it (golden/make_levels.py)."""
+    plan = make_plan(source_of(model), level)
+
+    assert " ".join(tensor.type for tensor in plan.tensors) == GOLDEN[model][level]
+
+
+def test_every_tensor_has_a_reason():
+    plan = make_plan(source_of("SmolLM2-135M"), "Q4_K_M")
+
+    assert all(tensor.reason for tensor in plan.tensors)
+    fallback = next(tensor for tensor in plan.tensors if tensor.name == "blk.3.attn_q.weight")
+    assert fallback.type == "Q5_0"
+    assert fallback.reason == "row of 576 is not a multiple of 256, the block of Q4_K"
+    assert "do not fit" in plan.warnings[0]
+
+
+def test_tensors_lie_in_llama_cpps_order():
+    """Tensors outside the layers come first, then layer after layer by number, not by text."""
+    names = [tensor.name for tensor in make_plan(source_of("Llama-3.1-8B"), "Q8_0").tensors]
+
+    assert names[:3] == ["output.weight", "output_norm.weight", "token_embd.weight"]
+    assert names.index("blk.2.attn_k.weight") < names.index("blk.10.attn_k.weight")
+
+
+def test_bits_per_weight_of_a_known_model():
+    """Llama-3.1-8B at Q4_K_M has 4.8944 bits per weight, as llama.cpp's table says."""
+    source = source_of("Llama-3.1-8B")
+
+    assert make_plan(source, "Q4_K_M").bpw == pytest.approx(4.8944, abs=5e-4)
+    assert make_plan(source, "Q8_0").bpw == pytest.approx(8.5008, abs=5e-4)
+
+
+def test_a_plan_survives_json():
+    plan = make_plan(source_of("tiny-novels-7m"), "Q3_K_M")
+
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plan.to_json()["tensors"][0]["shape"] == [256, 4096]
+
+
+def test_options_change_what_they_name():
+    """Patterns are searched, the first match wins, and the direct types skip the shape fallback."""
+    options = Options(
+        overrides=((r"blk\.0\.ffn", "Q8_0"), ("ffn_down", "Q6_K")), output_type="F16", embedding_type="Q8_0"
+    )
+    plan = make_plan(source_of("tiny-novels-7m"), "Q4_K_M", options)
+    types = {tensor.name: tensor.type for tensor in plan.tensors}
+
+    assert types["blk.0.ffn_down.weight"] == "Q8_0"
+    assert types["blk.3.ffn_down.weight"] == "Q6_K"
+    assert types["output.weight"] == "F16"
+    assert types["token_embd.weight"] == "Q8_0"
+
+
+def test_pure_is_one_type():
+    plan = make_plan(source_of("tiny-novels-7m"), "Q4_K_M", Options(pure=True))
+
+    assert {tensor.type for tensor in plan.tensors if len(tensor.shape) > 1} == {"Q4_K"}
+
+
+def test_quantizing_twice_must_be_allowed():
+    """A quantized source is refused with the way out, and warned about when allowed."""
+    source = source_of("tiny-novels-7m", "Q8_0")
+
+    with pytest.raises(InputError, match=r"is Q8_0 already.*--allow-requantize"):
+        make_plan(source, "Q4_K_M")
+    assert "second time" in make_plan(source, "Q4_K_M", Options(allow_requantize=True)).warnings[0]
+    assert make_plan(source, "F16").bpw == pytest.approx(16, abs=0.1)
+
+
+def test_hugging_face_sources_keep_small_tensors_in_f32():
+    """What is never quantized is F32, as llama.cpp's converter writes it."""
+    source = replace(source_of("Mixtral-8x7B"), format="huggingface")
+    types = {tensor.name: tensor.type for tensor in make_plan(source, "F16").tensors}
+
+    assert types["blk.0.ffn_gate_inp.weight"] == "F32"
+    assert types["blk.0.attn_norm.weight"] == "F32"
+    assert types["blk.0.attn_q.weight"] == "F16"
+
+
+def test_file_bytes_counts_the_metadata(tmp_path):
+    """A longer name makes a longer file, to the alignment."""
+    source = open_gguf(small_llama(tmp_path / "m.gguf"))
+    longer = replace(source, metadata={**source.metadata, "general.name": string("x" * 320)})
+
+    assert make_plan(longer, "Q8_0").file_bytes - make_plan(source, "Q8_0").file_bytes in {288, 320}
+
+
+@pytest.mark.parametrize("name", ["q4_k_m", "Q4_K", "Q4_K_M"])
+def test_level_names_are_forgiving(name):
+    assert get_recipe(name).name == "Q4_K_M"
+
+
+def test_an_unknown_level_lists_what_there_is():
+    with pytest.raises(UnknownFormat, match=r"'Q9' .* Q4_K_M"):
+        get_recipe("Q9")
