@@ -8,8 +8,9 @@ from pkgutil import iter_modules
 
 from quantcore.errors import UnknownFormat
 from quantcore.formats.base import Format, Packed, registry
+from quantcore.formats.storage import storage_nbytes, to_float
 
-__all__ = ["Format", "Packed", "formats", "get_format"]
+__all__ = ["Format", "Packed", "formats", "get_format", "storage_nbytes", "to_float"]
 
 
 def formats() -> Mapping[str, Format]:

@@ -7,7 +7,7 @@ module is imported; `quantcore.formats` imports every module of this folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from math import prod
@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.errors import UnsupportedTensor
+from quantcore.errors import UnknownFormat, UnsupportedTensor
+from quantcore.formats.floats import as_float32
 
 Container = Literal["gguf", "safetensors", "onnx"]
 
@@ -25,8 +26,8 @@ Container = Literal["gguf", "safetensors", "onnx"]
 class Packed:
     """A quantized tensor: the format's name, the shape it came from, and its named parts.
 
-    Block formats have one part, `blocks`: uint8 `(n_rows, bytes_per_row)`. Group formats name theirs (`codes`,
-    `scales`, `zeros`, ...).
+    Block formats have one part, `blocks`: uint8 `(n_rows, bytes_per_row)`. Group formats name theirs
+    (`codes`, `scales`, `zeros`, ...).
     """
 
     format: str
@@ -69,14 +70,14 @@ class Format(Protocol):
     def quantize(
         self, tensor: Any, calibration: Any = None, *, xp: Any = np, pool: Executor | None = None
     ) -> Packed:
-        """Quantize `(..., row_length)` numbers; `calibration` is float32 `(row_length,)` importance or None."""
+        """Quantize `(..., row_length)`; `calibration` is the importance, float32 `(row_length,)`."""
 
     def dequantize(self, packed: Packed, *, xp: Any = np) -> Any:
         """Return float32 of `packed.shape`."""
 
 
-# A tile is this many weights: large enough that numpy's per-call cost vanishes, small enough that the twenty or
-# so temporaries of a search stay in the outer cache.
+# A tile is about this many weights: large enough that numpy's cost per call vanishes, small enough that the
+# handful of scratch arrays of a search stay in the outer cache.
 TILE_WEIGHTS = 1 << 18
 
 
@@ -85,7 +86,7 @@ class BlockFormat:
     """Template of formats that pack each row in independent blocks: all GGUF types.
 
     A subclass writes the arithmetic of blocks only: `quantize_blocks` takes float32 `(n, block)` and optional
-    importance of the same shape and returns uint8 `(n, block_bytes)`; `dequantize_blocks` is its inverse. Both
+    weights of the same shape and returns uint8 `(n, block_bytes)`; `dequantize_blocks` is its inverse. Both
     use only functions of `xp`. The template owns shapes, tiling, threads and the checks on input and output.
     """
 
@@ -127,6 +128,13 @@ class BlockFormat:
         """Return float32 `(n, block)` for uint8 `blocks` `(n, block_bytes)`."""
         raise NotImplementedError
 
+    def weigh(self, rows: Any, calibration: Any, *, xp: Any) -> Any:
+        """Return how much each error counts, float32 of the shape of `rows` `(rows, row_length)`.
+
+        `calibration` is `(row_length,)`. Formats that temper it by the values override this.
+        """
+        return xp.broadcast_to(calibration, rows.shape)
+
     def quantize(
         self, tensor: Any, calibration: Any = None, *, xp: Any = np, pool: Executor | None = None
     ) -> Packed:
@@ -134,36 +142,56 @@ class BlockFormat:
 
         Raises `UnsupportedTensor` for rows that are not whole blocks and for NaN or infinite values.
         """
+        if not self.can_quantize:
+            raise UnknownFormat(f"{self.name} can be read but not made here")
         shape = tuple(int(n) for n in tensor.shape)
         self.check_shape(shape)
-        rows = tensor.reshape(-1, shape[-1])  # (rows, row_length)
-        step = max(1, self.tile_weights // shape[-1])
-        tiles = [rows[start : start + step] for start in range(0, rows.shape[0], step)]
+        row = shape[-1] if shape else 1
+        rows = tensor.reshape(-1, row)  # (rows, row_length)
+        packed = xp.empty((rows.shape[0], row // self.block * self.block_bytes), dtype=xp.uint8)
 
-        def one(tile: Any) -> Any:
-            return self._quantize_tile(tile, calibration, xp)
+        def work(tile: slice) -> None:
+            packed[tile] = self._quantize_tile(rows[tile], calibration, xp)
 
-        done = list(pool.map(one, tiles)) if pool is not None else [one(tile) for tile in tiles]
-        row_bytes = shape[-1] // self.block * self.block_bytes
-        packed = xp.concatenate(done) if done else xp.empty((0, row_bytes), dtype=xp.uint8)
-        return Packed(self.name, shape, {"blocks": packed})  # (rows, row_bytes)
+        self._for_each_tile(work, rows.shape[0], row, pool)
+        return Packed(self.name, shape, {"blocks": packed})
+
+    def dequantize(self, packed: Packed, *, xp: Any = np, pool: Executor | None = None) -> Any:
+        """Return float32 of `packed.shape`."""
+        row = packed.shape[-1] if packed.shape else 1
+        blocks = packed.parts["blocks"].reshape(-1, row // self.block * self.block_bytes)  # (rows, row_bytes)
+        values = xp.empty((blocks.shape[0], row), dtype=xp.float32)
+
+        def work(tile: slice) -> None:
+            # Scales in a file may be infinite; what they decode to is the file's affair, not a warning.
+            with np.errstate(all="ignore"):
+                tiled = self.dequantize_blocks(blocks[tile].reshape(-1, self.block_bytes), xp=xp)
+            values[tile] = tiled.reshape(-1, row)  # (rows, row_length)
+
+        self._for_each_tile(work, blocks.shape[0], row, pool)
+        return values.reshape(packed.shape)
+
+    def _for_each_tile(self, work: Callable[[slice], None], n: int, row: int, pool: Executor | None) -> None:
+        # An odd number of rows keeps the column stride of a tile off the powers of two, where all rows of a
+        # column fall into the same few cache sets and a transpose is five times slower.
+        step = max(1, self.tile_weights // max(1, row)) | 1
+        tiles = [slice(start, start + step) for start in range(0, n, step)]
+        for _ in map(work, tiles) if pool is None else pool.map(work, tiles):
+            pass
 
     def _quantize_tile(self, rows: Any, calibration: Any, xp: Any) -> Any:
-        values = xp.ascontiguousarray(rows, dtype=xp.float32)
+        values = as_float32(rows, xp=xp)
         if not bool(xp.isfinite(values).all()):
             raise UnsupportedTensor(f"{self.name} cannot hold NaN or infinite values")
-        weights = None
-        if calibration is not None:
-            weights = xp.broadcast_to(calibration, values.shape).reshape(-1, self.block)  # (n, block)
-        packed = self.quantize_blocks(values.reshape(-1, self.block), weights, xp=xp)  # (n, block_bytes)
+        # Searches divide by spans and sums that may be zero and discard the result, quietly.
+        with np.errstate(all="ignore"):
+            weights = None
+            if calibration is not None:
+                weights = self.weigh(values, calibration, xp=xp).reshape(-1, self.block)  # (n, block)
+            packed = self.quantize_blocks(values.reshape(-1, self.block), weights, xp=xp)  # (n, block_bytes)
         if packed.dtype != xp.uint8 or packed.shape[-1] != self.block_bytes:
             raise AssertionError(f"{self.name}.quantize_blocks returned {packed.dtype} {packed.shape}")
         return packed.reshape(rows.shape[0], -1)  # (rows, row_bytes)
-
-    def dequantize(self, packed: Packed, *, xp: Any = np) -> Any:
-        """Return float32 of `packed.shape`."""
-        blocks = packed.parts["blocks"].reshape(-1, self.block_bytes)  # (n, block_bytes)
-        return self.dequantize_blocks(blocks, xp=xp).reshape(packed.shape)
 
 
 _registry: dict[str, Format] = {}
