@@ -1,0 +1,66 @@
+"""The steps of a layer that are not matrix products with weights: norms, gates and attention, in float32."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+QUERY_BLOCK = 128  # rows of attention at a time: later keys than a block's last row are not even computed
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """Return x / sqrt(mean(x^2) + eps) * weight along the last axis."""
+    mean = np.vecdot(x, x)[..., None] / np.float32(x.shape[-1])  # (..., 1)
+    normed: Floats = x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
+    return normed
+
+
+def silu(x: Floats) -> None:
+    """Replace x by x / (1 + exp(-x))."""
+    with np.errstate(over="ignore"):  # exp of a very negative gate is infinite, and the quotient 0 is right
+        denominator = np.exp(-x)
+    denominator += np.float32(1)
+    x /= denominator
+
+
+def attend(q: Floats, k: Floats, v: Floats, start: int, window: int | None = None) -> Floats:
+    """Return causal attention `(chunks, queries, heads, head_size)`.
+
+    `q` `(chunks, queries, heads, head_size)` are positions from `start` on; `k`, `v`
+    `(chunks, keys, kv_heads, head_size)` are positions from 0 on. Heads share keys in groups. With a
+    `window`, a position sees itself and the `window - 1` before it.
+    """
+    chunks, queries, heads, size = q.shape
+    kv_heads = k.shape[2]
+    q = q * np.float32(1 / math.sqrt(size))
+    grouped = q.reshape(chunks, queries, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
+    keys = k.transpose(0, 2, 3, 1)[:, :, None]  # (chunks, kv_heads, 1, size, keys)
+    values = v.transpose(0, 2, 1, 3)[:, :, None]  # (chunks, kv_heads, 1, keys, size)
+    out = np.empty((chunks, queries, kv_heads, heads // kv_heads, size), dtype=np.float32)
+    for chunk in range(chunks):
+        for first in range(0, queries, QUERY_BLOCK):
+            last = min(first + QUERY_BLOCK, queries)
+            low = 0 if window is None else max(0, start + first + 1 - window)
+            seen = slice(low, start + last)
+            scores = np.matmul(grouped[chunk, :, :, first:last], keys[chunk, ..., seen])
+            # (kv_heads, group, rows, seen)
+            _mask(scores, start + first, low, window)
+            scores -= scores.max(axis=-1, keepdims=True)  # (kv_heads, group, rows, 1)
+            np.exp(scores, out=scores)
+            total = scores.sum(axis=-1, keepdims=True)  # (kv_heads, group, rows, 1)
+            mixed = np.matmul(scores, values[chunk, ..., seen, :])
+            mixed /= total  # (kv_heads, group, rows, size)
+            out[chunk, first:last] = mixed.transpose(2, 0, 1, 3)  # (rows, kv_heads, group, size)
+    return out.reshape(chunks, queries, heads * size)
+
+
+def _mask(scores: Floats, first: int, low: int, window: int | None) -> None:
+    """Hide later positions, and those before the window, from scores whose rows begin at position `first`."""
+    rows, keys = scores.shape[-2:]
+    ahead = np.arange(low, low + keys)[None, :] - np.arange(first, first + rows)[:, None]  # (rows, keys)
+    hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
+    scores[..., hidden] = -np.inf

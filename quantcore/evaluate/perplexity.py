@@ -1,0 +1,160 @@
+"""Perplexity by llama-perplexity's protocol, and the paired comparison of two models on the same text."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.errors import InputError
+from quantcore.evaluate.forward import Tokens, map_logits
+from quantcore.evaluate.ops import Floats
+from quantcore.evaluate.tokenizer import load_tokenizer
+from quantcore.progress import Report, ignore
+from quantcore.sources.base import Source
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A measured perplexity.
+
+    `tokens` went through the model in `chunks` of `n_ctx`; the second half of each chunk was scored. `nll`
+    has the negative log likelihood of each scored token, float64 `(scored,)`, in the order of the text.
+    """
+
+    ppl: float
+    ppl_stderr: float
+    n_ctx: int
+    chunks: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    nll: Doubles = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much higher the perplexity of a model is than its base's on the same tokens, with standard errors.
+
+    Errors are those of the difference: the two models' losses rise and fall together, so it is known much
+    better than either perplexity.
+    """
+
+    ratio: float
+    ratio_stderr: float
+    log_ratio: float
+    log_ratio_stderr: float
+    difference: float
+    difference_stderr: float
+    correlation: float
+
+
+def chunked(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) -> Tokens:
+    """Return the tokens of `text` in chunks, int32 `(chunks, n_ctx)`, as llama-perplexity cuts them.
+
+    The remainder is dropped; where the model wants a first token, it replaces the first of each chunk. Raises
+    `InputError` for a text of fewer than two chunks.
+    """
+    if n_ctx < 4:
+        raise InputError(f"a context of {n_ctx} tokens is too short to score anything; use 512")
+    tokenizer = load_tokenizer(source)
+    tokens = tokenizer.encode(text)
+    if len(tokens) < 2 * n_ctx:
+        raise InputError(
+            f"the text has {len(tokens)} tokens; a context of {n_ctx} needs at least {2 * n_ctx}: "
+            "give a longer text or a shorter context"
+        )
+    count = len(tokens) // n_ctx
+    if n_chunks is not None:
+        if n_chunks < 1:
+            raise InputError(f"{n_chunks} chunks cannot be measured; ask for at least 1")
+        count = min(count, n_chunks)
+    chunks = tokens[: count * n_ctx].reshape(count, n_ctx).copy()  # (chunks, n_ctx)
+    if tokenizer.bos is not None:
+        chunks[:, 0] = tokenizer.bos
+    return chunks
+
+
+def token_nll(logits: Floats, tokens: Tokens) -> Doubles:
+    """Return -log softmax(logits)[token] for each row; `logits` `(n, vocab)` is overwritten."""
+    rows = np.arange(len(tokens))
+    logits -= logits.max(axis=-1, keepdims=True)  # (n, 1)
+    chosen = logits[rows, tokens].astype(np.float64)
+    np.exp(logits, out=logits)
+    nll: Doubles = np.log(logits.sum(axis=-1, dtype=np.float64)) - chosen  # (n,)
+    return nll
+
+
+def perplexity(
+    source: Source,
+    text: str,
+    *,
+    n_ctx: int = 512,
+    n_chunks: int | None = None,
+    threads: int | None = None,
+    report: Report = ignore,
+) -> Perplexity:
+    """Measure the perplexity of `source` on `text`.
+
+    Chunks of `n_ctx` tokens are independent; the tokens after the first half of each are scored.
+    ppl = exp(mean nll), stderr = ppl sqrt((mean nll^2 - (mean nll)^2) / (n - 1)). Protocol: llama.cpp,
+    tools/perplexity.
+    """
+    started = time.monotonic()
+    chunks = chunked(source, text, n_ctx, n_chunks)
+    first = n_ctx // 2
+
+    def score(chunk: int, logits: Floats) -> Doubles:
+        return token_nll(logits, chunks[chunk, first + 1 :])
+
+    nll = np.concatenate(map_logits(source, chunks, score, first=first, threads=threads, report=report))
+    return summarize(nll, chunks, time.monotonic() - started)
+
+
+def summarize(nll: Doubles, chunks: Tokens, seconds: float) -> Perplexity:
+    """Return the figures for the scored tokens `nll` of `chunks`."""
+    ppl = math.exp(nll.mean())
+    return Perplexity(
+        ppl=ppl,
+        ppl_stderr=ppl * standard_error(nll),
+        n_ctx=chunks.shape[1],
+        chunks=len(chunks),
+        tokens=chunks.size,
+        seconds=seconds,
+        tokens_per_second=chunks.size / seconds if seconds else 0.0,
+        nll=nll,
+    )
+
+
+def standard_error(values: Doubles) -> float:
+    """Return the standard error of the mean."""
+    return math.sqrt(max(0.0, values.var()) / (len(values) - 1)) if len(values) > 1 else 0.0
+
+
+def compare(base_nll: Doubles, nll: Doubles) -> Comparison:
+    """Return how much worse `nll` is than `base_nll`, token by token of the same text.
+
+    With u, v the standard errors of the two mean losses and c their covariance: the error of the log ratio is
+    sqrt(u^2 + v^2 - 2c), that of the difference sqrt((p u)^2 + (b v)^2 - 2 p b c) for perplexities p and b.
+    """
+    if base_nll.shape != nll.shape or len(nll) < 2:
+        raise InputError(f"losses of {len(base_nll)} and {len(nll)} tokens cannot be paired")
+    p, b = math.exp(nll.mean()), math.exp(base_nll.mean())
+    u, v = standard_error(nll), standard_error(base_nll)
+    covariance = float(np.mean(nll * base_nll) - nll.mean() * base_nll.mean()) / (len(nll) - 1)
+    log_ratio = float(nll.mean() - base_nll.mean())
+    log_error = math.sqrt(max(0.0, u * u + v * v - 2 * covariance))
+    return Comparison(
+        ratio=math.exp(log_ratio),
+        ratio_stderr=math.exp(log_ratio) * log_error,
+        log_ratio=log_ratio,
+        log_ratio_stderr=log_error,
+        difference=p - b,
+        difference_stderr=math.sqrt(max(0.0, (p * u) ** 2 + (b * v) ** 2 - 2 * p * b * covariance)),
+        correlation=covariance / (u * v) if u and v else 1.0,
+    )

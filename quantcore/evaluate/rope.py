@@ -1,0 +1,95 @@
+"""Rotary position embedding: angles by llama.cpp's rules, and the rotation itself, in place.
+
+References: Su et al. 2021, https://arxiv.org/abs/2104.09864; YaRN, Peng et al. 2023,
+https://arxiv.org/abs/2309.00071.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.architectures.base import RopeKind
+from quantcore.errors import InputError
+from quantcore.sources.base import Source
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Hold cosines and sines, float32 `(positions, size / 2)`, and which elements rotate together."""
+
+    kind: RopeKind
+    cos: Floats
+    sin: Floats
+
+    @property
+    def size(self) -> int:
+        return 2 * int(self.cos.shape[1])
+
+    def rotate(self, heads: Floats, start: int = 0) -> None:
+        """Rotate `heads` `(chunks, rows, n_heads, head_size)` in place, row 0 being position `start`."""
+        stop = start + heads.shape[1]
+        cos, sin = self.cos[start:stop, None], self.sin[start:stop, None]  # (rows, 1, size / 2)
+        half = self.size // 2
+        if self.kind == "normal":
+            # Neighbours are one complex number each: a single pass over memory.
+            pairs = heads.view(np.complex64)[..., :half]  # (chunks, rows, n_heads, size / 2)
+            pairs *= cos + np.complex64(1j) * sin
+            return
+        first, second = heads[..., :half].copy(), heads[..., half : self.size].copy()
+        heads[..., :half] = first * cos - second * sin
+        heads[..., half : self.size] = second * cos + first * sin
+
+
+def make_rope(source: Source, kind: RopeKind, head_size: int, positions: int) -> Rope:
+    """Return the rotation for positions 0 to `positions` from the metadata of `source`."""
+    size = int(source.hparam("rope.dimension_count", head_size))
+    base = float(source.hparam("rope.freq_base", 10000.0))
+    exponents = np.arange(0, size, 2, dtype=np.float64) / size
+    frequencies = base**-exponents
+    factors = source.tensor("rope_freqs.weight")
+    if factors is not None:
+        frequencies = frequencies / factors.read().reshape(-1).astype(np.float64)  # (size / 2,)
+    frequencies, magnitude = _scaled(source, frequencies, size, base)
+    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies  # (positions, size / 2)
+    cos, sin = np.cos(angles) * magnitude, np.sin(angles) * magnitude
+    return Rope(kind, cos.astype(np.float32), sin.astype(np.float32))
+
+
+def _scaled(
+    source: Source, frequencies: npt.NDArray[np.float64], size: int, base: float
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Return frequencies after rope scaling, and what cosines and sines are multiplied by."""
+    factor = float(source.hparam("rope.scaling.factor", source.hparam("rope.scale_linear", 0.0))) or 1.0
+    kind = source.hparam("rope.scaling.type", "linear")
+    attention = float(source.hparam("rope.scaling.attn_factor", 1.0))
+    if kind == "none" or factor == 1.0:
+        return frequencies, attention
+    if kind == "linear":
+        return frequencies / factor, attention
+    if kind != "yarn":
+        raise InputError(
+            f"{source.path}: rope scaling {kind!r} is not known; there are none, linear and yarn"
+        )
+    mix = _yarn_mix(source, size, base)
+    scaled = frequencies / factor * (1 - mix) + frequencies * mix
+    return scaled, attention * (1 + 0.1 * math.log(factor))
+
+
+def _yarn_mix(source: Source, size: int, base: float) -> npt.NDArray[np.float64]:
+    """Return how much of each frequency stays as it is: 1 for fast ones, 0 for slow ones, a ramp between."""
+    original = int(source.hparam("rope.scaling.original_context_length", source.hparam("context_length", 0)))
+    fast = float(source.hparam("rope.scaling.yarn_beta_fast", 32.0))
+    slow = float(source.hparam("rope.scaling.yarn_beta_slow", 1.0))
+
+    def dimension(rotations: float) -> float:
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = max(0, math.floor(dimension(fast))), min(size - 1, math.ceil(dimension(slow)))
+    ramp = (np.arange(size // 2) - low) / max(0.001, high - low)
+    return (1 - np.clip(ramp, 0, 1)) * float(source.hparam("rope.scaling.yarn_ext_factor", 1.0))

@@ -1,0 +1,136 @@
+"""The tokenizer that a GGUF file carries in its metadata, giving the token ids that llama.cpp gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from quantcore.errors import InputError
+from quantcore.evaluate.spm import SPACE, ScoreMerger
+from quantcore.pretokenizers import PreTokenizer, pre_tokenizer
+from quantcore.sources.base import Source
+from quantcore.vocabulary import TokenType
+
+Encode = Callable[[str], list[int]]
+
+# What llama.cpp takes for the first token of a SentencePiece vocabulary that does not say.
+LLAMA_BOS = 1
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Turn text into ids.
+
+    `encode_piece` handles text without user-defined tokens, `user_defined` are those, longest first.
+    `space_first` puts a space before text that follows nothing or such a token. `bos` is the id that opens a
+    prompt, None if the model wants none.
+    """
+
+    n_vocab: int
+    encode_piece: Encode
+    user_defined: tuple[tuple[str, int], ...] = ()
+    space_first: bool = False
+    bos: int | None = None
+
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the ids of `text`, int32 `(n,)`, opened by `bos` if there is one.
+
+        Control tokens in the text are read as plain text, as llama.cpp does when it measures perplexity.
+        """
+        ids: list[int] = [] if self.bos is None else [self.bos]
+        fresh = True
+        for piece in self._pieces(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+                fresh = True
+            else:
+                ids += self.encode_piece(" " + piece if fresh and self.space_first else piece)
+                fresh = False
+        return np.asarray(ids, dtype=np.int32)
+
+    def _pieces(self, text: str) -> Iterator[str | int]:
+        """Cut `text` at user-defined tokens, one token after another as llama.cpp does."""
+        pieces: list[str | int] = [text] if text else []
+        for token, index in self.user_defined:
+            if token and token in text:
+                pieces = [part for piece in pieces for part in _split(piece, token, index)]
+        return iter(pieces)
+
+
+def _split(piece: str | int, token: str, index: int) -> list[str | int]:
+    if isinstance(piece, int):
+        return [piece]
+    parts: list[str | int] = []
+    for place, text in enumerate(piece.split(token)):
+        if place:
+            parts.append(index)
+        if text:
+            parts.append(text)
+    return parts
+
+
+def load_tokenizer(source: Source) -> TextTokenizer:
+    """Return the tokenizer in the metadata of `source`; raises `InputError` when there is none we know."""
+    kind, tokens = source.get("tokenizer.ggml.model"), source.get("tokenizer.ggml.tokens")
+    if not tokens:
+        raise InputError(f"{source.path}: has no tokenizer (tokenizer.ggml.tokens)")
+    types = source.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    user = [
+        (text, i)
+        for i, (text, t) in enumerate(zip(tokens, types, strict=True))
+        if t == TokenType.USER_DEFINED
+    ]
+    user.sort(key=lambda pair: -len(pair[0].encode("utf-8", "surrogateescape")))
+    if kind == "gpt2":
+        pre = pre_tokenizer(source.get("tokenizer.ggml.pre", "default"))
+        encode, space_first, adds_bos = _byte_level(source, tokens, pre), False, pre.adds_bos
+    elif kind == "llama":
+        encode, adds_bos = _sentencepiece(source, tokens), True
+        space_first = bool(source.get("tokenizer.ggml.add_space_prefix", True))
+    else:
+        raise InputError(f"{source.path}: tokenizer {kind!r} is not known; there are gpt2 and llama")
+    bos = None
+    if source.get("tokenizer.ggml.add_bos_token", adds_bos):
+        bos = _bos(source, kind)
+    return TextTokenizer(len(tokens), encode, tuple(user), space_first, bos)
+
+
+def _bos(source: Source, kind: str) -> int:
+    bos = source.get("tokenizer.ggml.bos_token_id", LLAMA_BOS if kind == "llama" else None)
+    if bos is None:
+        raise InputError(f"{source.path}: wants a first token but has no tokenizer.ggml.bos_token_id")
+    return int(bos)
+
+
+def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
+    vocab = {text: index for index, text in enumerate(tokens)}
+    merges: list[tuple[str, str]] = []
+    for merge in source.get("tokenizer.ggml.merges") or []:
+        left, _, right = merge.partition(" ")
+        # A merge into or out of a token that does not exist can never be seen in the result.
+        if left in vocab and right in vocab and left + right in vocab:
+            merges.append((left, right))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre.ignore_merges))
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _sentencepiece(source: Source, tokens: list[str]) -> Encode:
+    scores = source.get("tokenizer.ggml.scores")
+    if not scores or len(scores) != len(tokens):
+        raise InputError(
+            f"{source.path}: tokenizer llama needs a score for each token (tokenizer.ggml.scores)"
+        )
+    ids = {text: index for index, text in enumerate(tokens)}
+    byte_ids = {
+        int(text[3:5], 16): index for text, index in ids.items() if re.fullmatch("<0x[0-9A-Fa-f]{2}>", text)
+    }
+    merger = ScoreMerger(ids, scores, byte_ids, int(source.get("tokenizer.ggml.unknown_token_id", 0)))
+    return lambda text: merger.encode(text.replace(" ", SPACE))
