@@ -84,6 +84,7 @@ DEBUG = env_bool("QUANTHUB_DEBUG")
 JOB_THREADS = env_int("QUANTHUB_THREADS") or os.cpu_count() or 1
 EVAL_CHUNKS = env_int("QUANTHUB_EVAL_CHUNKS", minimum=1)
 LEASE_SECONDS = env_int("QUANTHUB_LEASE_SECONDS", minimum=5)
+ADMIN_PASSWORD = env("QUANTHUB_ADMIN_PASSWORD")
 
 
 def _secret_key() -> str:
@@ -196,4 +197,30 @@ STORAGES = {
 
 BLOB_DIR = DATA_DIR / "blobs"
 WORK_DIR = DATA_DIR / "work"
+CACHE_DIR = DATA_DIR / "cache"
+LOG_DIR = DATA_DIR / "logs"
+DEMO_DIR = BASE_DIR / "hub" / "demo"
+EVAL_TEXT = DEMO_DIR / "evaluation.txt"
 BROKER_URL = env("REDIS_URL")
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+}
+
+CELERY_BROKER_URL = BROKER_URL or None
+CELERY_TASK_DEFAULT_QUEUE = "jobs"
+CELERY_TASK_IGNORE_RESULT = True
+# A message leaves the queue when its job has ended, so that a killed worker gives it back.
+CELERY_TASK_ACKS_LATE = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# Threads, as the work itself happens in a child process; one at a time, as each job uses every core.
+CELERY_WORKER_POOL = "threads"
+CELERY_WORKER_CONCURRENCY = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_connect_timeout": 3}

@@ -47,13 +47,17 @@ def new_id() -> str:
 
 
 class Request(models.Model):
-    """One ask: a revision and one or more levels, a job each."""
+    """One ask: a revision and one or more levels, a job each.
+
+    `jobs` are all that it waits for; a job which another request had started is joined, not made twice.
+    """
 
     id = models.CharField(primary_key=True, max_length=16, default=new_id, editable=False)
     revision = models.ForeignKey(Revision, on_delete=models.CASCADE, related_name="requests")
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="requests"
     )
+    jobs = models.ManyToManyField("Job", related_name="requests")
     created = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -61,6 +65,13 @@ class Request(models.Model):
 
     def __str__(self) -> str:
         return f"request {self.id}"
+
+    @property
+    def state(self) -> str:
+        """The state of its jobs taken together: what still moves comes first, then what went wrong."""
+        states = {job.state for job in self.jobs.all()}
+        order = (State.RUNNING, State.QUEUED, State.FAILED, State.CANCELLED)
+        return next((state for state in order if state in states), State.DONE)
 
 
 class JobQuerySet(models.QuerySet["Job"]):
@@ -75,7 +86,8 @@ class Job(models.Model):
     """One quant being made.
 
     `attempt` fences writers: whoever works for an older attempt finds that its updates match no row.
-    `progress` is the newest `Progress` of the running stage as JSON. `heartbeat` is set by the worker every few seconds.
+    `progress` is the newest `Progress` of the running stage as JSON, with `started_at`, when the stage began.
+    `heartbeat` is set by the worker every few seconds.
     """
 
     class ErrorKind(models.TextChoices):
@@ -84,7 +96,9 @@ class Job(models.Model):
         FAULT = "fault", "Our fault"  # a bug; the reference finds it in the log
 
     id = models.CharField(primary_key=True, max_length=16, default=new_id, editable=False)
-    request = models.ForeignKey(Request, on_delete=models.CASCADE, related_name="jobs")
+    request = models.ForeignKey(
+        Request, on_delete=models.CASCADE, related_name="own_jobs", help_text="The first that asked for it."
+    )
     revision = models.ForeignKey(Revision, on_delete=models.CASCADE, related_name="jobs")
     level = models.CharField(max_length=32)
     recipe_fingerprint = models.CharField(max_length=64, db_index=True)

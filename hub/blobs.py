@@ -1,0 +1,179 @@
+"""Bytes named by their SHA-256, in a local folder: the only module that knows where they lie.
+
+A blob is whole or absent: bytes arrive under a partial name on the same file system and are renamed at the
+end. Its `Blob` row belongs to the caller's transaction, so that nothing refers to bytes that are not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from django.conf import settings
+
+from hub.catalog.models import Blob
+
+PIECE = 1 << 20
+# A partial name or a blob without a row is someone's work in progress until it is this old.
+ABANDONED_SECONDS = 24 * 3600.0
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class BlobError(Exception):
+    """The store cannot take or give these bytes; the message says which and why."""
+
+    kind: Literal["refused", "retry", "fault"] = "fault"
+
+
+class StoreFull(BlobError):
+    """The disk that holds the store is full."""
+
+    kind = "retry"
+
+
+def path_of(sha256: str) -> Path:
+    """Return where a blob lies, whether or not it is there."""
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise BlobError(f"{sha256[:80]!r} is not a SHA-256")
+    return Path(settings.BLOB_DIR) / sha256[:2] / sha256
+
+
+def exists(sha256: str) -> bool:
+    """Say whether the bytes are there."""
+    return path_of(sha256).is_file()
+
+
+def size(sha256: str) -> int:
+    """Return the size of the bytes on the disk."""
+    try:
+        return path_of(sha256).stat().st_size
+    except FileNotFoundError as exc:
+        raise BlobError(f"blob {sha256[:12]} is missing from the store") from exc
+
+
+def open_blob(sha256: str) -> BinaryIO:
+    """Open the bytes for reading."""
+    try:
+        return path_of(sha256).open("rb")
+    except FileNotFoundError as exc:
+        raise BlobError(f"blob {sha256[:12]} is missing from the store") from exc
+
+
+def check(blob: Blob, *, read: bool) -> None:
+    """Refuse a blob that is missing or of the wrong size, and when `read`, one whose bytes have changed."""
+    found = size(blob.sha256)
+    if found != blob.size:
+        raise BlobError(f"blob {blob} holds {found:,} bytes instead of {blob.size:,}")
+    if read and digest(path_of(blob.sha256))[0] != blob.sha256:
+        raise BlobError(f"blob {blob} is damaged: its bytes do not have its SHA-256")
+
+
+def digest(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 and the size of a file, read once."""
+    hashed, total = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            hashed.update(piece)
+            total += len(piece)
+    return hashed.hexdigest(), total
+
+
+def put(path: Path) -> Blob:
+    """Copy a file into the store, hashing it on the way."""
+    expected = path.stat().st_size
+    with _partial(expected) as partial:
+        sha256, written = _copy(path, partial)
+        if written != expected:
+            raise BlobError(f"{path.name}: {written:,} of {expected:,} bytes arrived; it changed while read")
+        _settle(partial, sha256)
+    return _row(sha256, written)
+
+
+def adopt(path: Path, sha256: str) -> Blob:
+    """Move a finished file of the same file system into the store without copying it.
+
+    It is read once more: what is published is what lies on the disk, not what was meant to be written.
+    """
+    found, total = digest(path)
+    if found != sha256:
+        raise BlobError(f"{path.name}: the disk holds {found[:12]}, but {sha256[:12]} was written")
+    _settle(path, sha256)
+    return _row(sha256, total)
+
+
+def discard_unreferenced(sha256: str) -> None:
+    """Remove bytes to which no row refers; for whoever put them and then could not record them."""
+    if not Blob.objects.filter(pk=sha256).exists():
+        path_of(sha256).unlink(missing_ok=True)
+
+
+def lay_out(files: Iterable[tuple[str, str]], folder: Path) -> None:
+    """Give blobs their names in a folder, as symbolic links: `files` are pairs of path and SHA-256."""
+    for name, sha256 in files:
+        place = folder / name
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise BlobError(f"{name!r} leads out of the model's folder")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path_of(sha256))
+
+
+def sweep() -> int:
+    """Remove old partial files and old bytes without a row, left by killed processes; return how many."""
+    old = time.time() - ABANDONED_SECONDS
+    root = Path(settings.BLOB_DIR)
+    stale = [p for p in root.glob("*/*") if p.is_file() and p.stat().st_mtime < old]
+    known = set(Blob.objects.values_list("pk", flat=True)) if stale else set()
+    leftovers = [p for p in stale if p.name not in known]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+@contextmanager
+def _partial(nbytes: int) -> Iterator[Path]:
+    """Yield a fresh partial path; nothing of it remains whatever happens, and a full disk says so."""
+    folder = Path(settings.BLOB_DIR) / "partial"
+    path = folder / secrets.token_hex(8)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield path
+    except OSError as exc:
+        if exc.errno in _FULL:
+            raise StoreFull(
+                f"The disk of the store is full ({nbytes / 1e6:,.1f} MB were needed). "
+                "Free some space, then try again."
+            ) from exc
+        raise
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _copy(source: Path, partial: Path) -> tuple[str, int]:
+    hashed, total = hashlib.sha256(), 0
+    with source.open("rb") as reader, partial.open("xb") as writer:
+        while piece := reader.read(PIECE):
+            writer.write(piece)
+            hashed.update(piece)
+            total += len(piece)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return hashed.hexdigest(), total
+
+
+def _settle(partial: Path, sha256: str) -> None:
+    """Give a whole file its name. Replacing an equal blob is harmless: the bytes are the same."""
+    place = path_of(sha256)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial.chmod(0o444)
+    partial.replace(place)
+
+
+def _row(sha256: str, nbytes: int) -> Blob:
+    return Blob.objects.get_or_create(sha256=sha256, defaults={"size": nbytes})[0]

@@ -1,0 +1,46 @@
+"""quanthub import"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hub.cli._errors import Failed
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser("import", help="take a model folder or a GGUF file into the catalog")
+    parser.add_argument("path", type=Path, help="a Hugging Face folder or a GGUF file")
+    parser.add_argument("--id", help="OWNER/NAME in the catalog (default: local/ and the file's name)")
+    parser.add_argument("--licence", "--license", default="", help="such as Apache-2.0")
+    parser.add_argument("--summary", default="", help="a sentence for the model's page")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from hub.cli._django import set_up
+
+    set_up()
+    from django.db import OperationalError
+
+    from hub import blobs, engine
+    from hub.catalog import actions
+
+    try:
+        revision = actions.import_path(
+            arguments.path, arguments.id, summary=arguments.summary, licence=arguments.licence
+        )
+    except (actions.Refused, engine.EngineError, blobs.BlobError) as exc:
+        raise Failed(str(exc)) from exc
+    except OperationalError as exc:
+        raise Failed(f"the database is not ready ({exc}); start the hub once with `quanthub up`") from exc
+    if not arguments.json:
+        print(f"{revision.model} is in the catalog, commit {revision.commit}")
+    return {
+        "id": str(revision.model),
+        "commit": revision.commit,
+        "file_bytes": revision.file_bytes,
+        "tensor_type": revision.tensor_type,
+    }

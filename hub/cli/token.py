@@ -1,0 +1,31 @@
+"""quanthub token"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hub.cli._errors import Failed
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser("token", help="issue tokens for tools")
+    what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    create = what.add_parser("create", help="print a new token, alone")
+    create.add_argument("--user", required=True, help="the person whom the token acts for")
+    create.add_argument("--name", required=True, help="what the token is for")
+    create.add_argument("--scope", choices=("read", "write", "admin"), default="write")
+    create.set_defaults(run=run_create)
+
+
+def run_create(arguments: argparse.Namespace) -> None:
+    from hub.cli._django import set_up
+
+    set_up()
+    from hub.accounts.models import Token, User
+
+    user = User.objects.filter(username=arguments.user).first()
+    if user is None:
+        raise Failed(f"no user is called {arguments.user!r}")
+    _token, secret = Token.issue(user=user, name=arguments.name, scope=arguments.scope)
+    print(secret)

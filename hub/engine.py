@@ -1,0 +1,402 @@
+"""The hub's one door to quantcore: its types, errors and progress in the hub's own words.
+
+Nothing else in the hub imports quantcore, so what the engine may be asked is written here, whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from django.conf import settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from hub.catalog.models import Revision
+    from quantcore.plan import Plan
+    from quantcore.sources.base import Source
+
+    Losses = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+Kind = Literal["refused", "retry", "fault"]
+Tell = Callable[[dict[str, Any]], None]
+# What the hub stores of metadata: long lists are vocabularies and of no use on a page.
+LONGEST_LIST = 16
+PACKAGES = ("quanthub", "numpy", "gguf", "xllamacpp")
+
+
+class EngineError(Exception):
+    """The engine could not do it. `kind` says who can mend it."""
+
+    kind: Kind = "fault"
+
+
+class Refused(EngineError):
+    """What was given cannot be used; the user can mend it."""
+
+    kind = "refused"
+
+
+class WorthRetry(EngineError):
+    """The machine lacked something; the same may succeed later."""
+
+    kind = "retry"
+
+
+class NoEngine(EngineError):
+    """An optional engine is not installed."""
+
+    kind = "refused"
+
+
+@dataclass(frozen=True)
+class LevelInfo:
+    """A level as the pages show it. `bits` is what its base type costs per weight, scales included."""
+
+    name: str
+    title: str
+    summary: str
+    family: str
+    bits: float
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a quant will weigh, known before any work."""
+
+    file_bytes: int
+    bpw: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model's headers say."""
+
+    source_format: Literal["gguf", "huggingface"]
+    architecture: str
+    name: str
+    parameters: int
+    n_ctx_train: int
+    file_bytes: int
+    tensor_type: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A quantized file that lies whole on the disk."""
+
+    path: Path
+    file_bytes: int
+    sha256: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean with its deviation."""
+
+    value: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A perplexity, the loss of each scored token, and how it was measured."""
+
+    perplexity: Figure
+    losses: Losses
+    method: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Prompt and generation speed in tokens per second, and how they were measured."""
+
+    prompt: Figure
+    generation: Figure
+    method: dict[str, Any]
+    engine: dict[str, Any]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn quantcore's errors into the hub's; any other exception passes and is our fault."""
+    from quantcore import errors
+
+    try:
+        yield
+    except errors.MissingEngine as exc:
+        raise NoEngine(str(exc)) from exc
+    except errors.InputError as exc:
+        raise Refused(str(exc)) from exc
+    except errors.QuantcoreError as exc:
+        raise (WorthRetry if exc.retryable else EngineError)(str(exc)) from exc
+
+
+@lru_cache(maxsize=1)
+def levels() -> tuple[LevelInfo, ...]:
+    """Return every level that can be asked for, smallest first."""
+    from quantcore.formats import formats
+    from quantcore.recipes import recipes
+
+    known = formats()
+    found = [
+        LevelInfo(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits)
+        for r in recipes().values()
+    ]
+    return tuple(sorted(found, key=lambda level: level.bits))
+
+
+def fingerprint(level: str, options: Mapping[str, Any] | None = None) -> str:
+    """Return what makes two requests the same one: the level and everything that changes its bytes."""
+    recipe = {"level": level, "options": dict(options or {})}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def open_source(path: Path) -> Source:
+    """Open a Hugging Face directory or a GGUF file; reads headers only."""
+    from quantcore.convert import open_model
+
+    with translated():
+        return open_model(path)
+
+
+def inspect(path: Path) -> Inspection:
+    """Return what a model's headers say, refusing what cannot be quantized."""
+    source = open_source(path)
+    sizes = Counter[str]()
+    for info in source.infos:
+        sizes[info.type] += info.nbytes
+    return Inspection(
+        source_format=source.format,
+        architecture=source.architecture,
+        name=str(source.get("general.name", "")),
+        parameters=sum(info.n_elements for info in source.infos),
+        n_ctx_train=int(source.hparam("context_length", 0) or 0),
+        file_bytes=sum(file.stat().st_size for file in source.files),
+        tensor_type=sizes.most_common(1)[0][0] if sizes else "",
+        metadata={key: _shown(source.get(key)) for key in source.metadata},
+    )
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        if len(value) > LONGEST_LIST:
+            return f"({len(value):,} items)"
+        return [_shown(item) for item in value]
+    if isinstance(value, str | bool | int | float) or value is None:
+        return value
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def make_plan(source: Source, level: str) -> Plan:
+    """Decide each tensor's type and the exact size of the file."""
+    from quantcore.plan import make_plan as quantcore_make_plan
+
+    with translated():
+        return quantcore_make_plan(source, level)
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """Return a plan as the JSON document that jobs and quants keep."""
+    document = plan.to_json()
+    loaded: dict[str, Any] = json.loads(document) if isinstance(document, str) else dict(document)
+    return loaded
+
+
+def preview(revision: Revision, level: str) -> PlanSummary:
+    """Return what a quant of a stored revision will weigh. Worked out once, for all levels, and kept."""
+    path = Path(settings.CACHE_DIR) / "previews" / f"{revision.commit}-{_version('quanthub')}.json"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if level not in known:
+        known = _all_previews(revision)
+        _write_whole(path, json.dumps(known).encode())
+    if level not in known:
+        raise Refused(f"No level is called {level!r}.")
+    found = known[level]
+    if "refused" in found:
+        raise Refused(found["refused"])
+    return PlanSummary(found["file_bytes"], found["bpw"], tuple(found["warnings"]))
+
+
+def _all_previews(revision: Revision) -> dict[str, dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_source(lay_out(revision, Path(folder)))
+        return {level.name: _preview(source, level.name) for level in levels()}
+
+
+def _preview(source: Source, level: str) -> dict[str, Any]:
+    try:
+        plan = make_plan(source, level)
+    except EngineError as exc:
+        return {"refused": str(exc)}
+    return {"file_bytes": plan.file_bytes, "bpw": plan.bpw, "warnings": list(plan.warnings)}
+
+
+def lay_out(revision: Revision, folder: Path) -> Path:
+    """Give a revision's blobs their names in a folder; return the path to open."""
+    from hub import blobs
+
+    names = list(revision.files.values_list("path", "blob_id"))
+    blobs.lay_out(names, folder)
+    if revision.source_format == revision.SourceFormat.GGUF:
+        return folder / min(name for name, _ in names if name.endswith(".gguf"))
+    return folder
+
+
+def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:
+    """Write the planned file; it appears under its name whole or not at all."""
+    from quantcore.pipeline import quantize as quantcore_quantize
+
+    with translated():
+        made = quantcore_quantize(
+            source, plan, destination, threads=settings.JOB_THREADS, report=_reporter(tell)
+        )
+    return Made(made.path, made.file_bytes, made.sha256, made.seconds)
+
+
+def verify(path: Path, plan: Plan) -> None:
+    """Read the written file back and hold it to the plan."""
+    from quantcore.pipeline import verify as quantcore_verify
+
+    try:
+        with translated():
+            quantcore_verify(path, plan)
+    except Refused as exc:
+        # Nothing that a user gave: we wrote this file ourselves.
+        raise EngineError(f"The finished file is not what was planned: {exc}") from exc
+
+
+def perplexity(source: Source, text: Path, tell: Tell) -> Quality:
+    """Measure perplexity on a text by llama-perplexity's protocol."""
+    from quantcore import evaluate
+
+    raw = text.read_bytes()
+    with translated():
+        found = evaluate.perplexity(
+            source,
+            raw.decode(),
+            n_ctx=N_CTX,
+            n_chunks=settings.EVAL_CHUNKS,
+            threads=settings.JOB_THREADS,
+            report=_reporter(tell),
+        )
+    protocol = quality_protocol(raw)
+    method = protocol | {
+        "protocol_key": protocol_key(protocol),
+        "chunks": found.chunks,
+        "tokens": found.tokens,
+        "threads": settings.JOB_THREADS,
+    }
+    return Quality(Figure(found.ppl, found.ppl_stderr), found.nll, method)
+
+
+N_CTX = 512
+
+
+def quality_protocol(text: bytes) -> dict[str, Any]:
+    """Return what two perplexities must share to be compared."""
+    return {
+        "protocol": "llama-perplexity",
+        "dataset": "Emma (evaluation.txt)",
+        "dataset_sha256": hashlib.sha256(text).hexdigest(),
+        "n_ctx": N_CTX,
+        "chunks_wanted": settings.EVAL_CHUNKS,
+    }
+
+
+def protocol_key(protocol: Mapping[str, Any]) -> str:
+    """Return a short name for a protocol: equal names, comparable figures."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def increase(baseline: Losses, losses: Losses) -> Figure:
+    """Return how much perplexity rises over the baseline, with the error of paired differences."""
+    from quantcore import evaluate
+
+    found = evaluate.compare(baseline, losses)
+    return Figure(found.difference, found.difference_stderr)
+
+
+def load_losses(path: Path) -> Losses | None:
+    """Return kept losses, or None where there are none that can be read."""
+    import numpy as np
+
+    try:
+        losses: Losses = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return losses
+
+
+def save_losses(path: Path, losses: Losses) -> None:
+    """Keep losses for later comparisons."""
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, losses, allow_pickle=False)
+    _write_whole(path, buffer.getvalue())
+
+
+def speeds(path: Path, tell: Tell) -> Speeds:
+    """Measure prompt and generation speed in llama.cpp itself; raises `NoEngine` where it is missing."""
+    from quantcore import evaluate
+
+    with translated():
+        found = evaluate.bench(path, threads=settings.JOB_THREADS, report=_reporter(tell))
+    return _speeds(found)
+
+
+def _speeds(found: Any) -> Speeds:
+    raise NotImplementedError
+
+
+def hardware() -> dict[str, Any]:
+    """Describe the machine that measures."""
+    from quantcore import evaluate
+
+    found: Any = evaluate.hardware()
+    return dict(found) if isinstance(found, Mapping) else dataclasses.asdict(found)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that has a say in a figure or a byte."""
+    return {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _reporter(tell: Tell) -> Callable[[Any], None]:
+    return lambda progress: tell(dataclasses.asdict(progress))
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial.write_bytes(data)
+    partial.replace(path)

@@ -1,0 +1,85 @@
+"""The end of a good job: the quant, its file, its figures and the job's last step, all or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from hub import blobs
+from hub.catalog.models import Measurement, Quant, QuantFile
+from hub.jobs.actions.steps import move
+from hub.jobs.models import Job, State
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure on its way into the database."""
+
+    metric: Measurement.Metric
+    value: float
+    unit: str
+    deviation: float | None
+    method: dict[str, Any]
+    hardware: dict[str, Any]
+    engine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a job made, still in its working folder."""
+
+    path: Path
+    sha256: str
+    file_bytes: int
+    bpw: float
+    seconds: float
+    made_with: dict[str, str]
+    format: str = "gguf"
+    figures: tuple[Measured, ...] = field(default=())
+
+
+def publish(job: Job, artifact: Artifact) -> Quant:
+    """Make a job's result visible. Raises `Stale` if the job was taken away; then nothing is left behind."""
+    try:
+        with transaction.atomic():
+            quant = _record(job, artifact)
+            move(job, State.DONE, f"{quant.level} is published.", quant=quant, finished=timezone.now())
+    except BaseException:
+        blobs.discard_unreferenced(artifact.sha256)
+        raise
+    return quant
+
+
+def _record(job: Job, artifact: Artifact) -> Quant:
+    quant = Quant.objects.create(
+        revision=job.revision,
+        level=job.level,
+        format=artifact.format,
+        file_bytes=artifact.file_bytes,
+        bpw=artifact.bpw,
+        plan=job.plan,
+        recipe_fingerprint=job.recipe_fingerprint,
+        made_by=job.request.user,
+        made_with=artifact.made_with,
+        seconds=artifact.seconds,
+    )
+    blob = blobs.adopt(artifact.path, artifact.sha256)
+    QuantFile.objects.create(quant=quant, path=artifact.path.name, blob=blob)
+    Measurement.objects.bulk_create(
+        Measurement(
+            quant=quant,
+            metric=figure.metric,
+            value=figure.value,
+            unit=figure.unit,
+            deviation=figure.deviation,
+            method=figure.method,
+            hardware=figure.hardware,
+            engine=figure.engine,
+        )
+        for figure in artifact.figures
+    )
+    return quant

@@ -1,0 +1,154 @@
+"""The stages of a job, in order: fetch, plan, quantize, verify, measure, publish."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from django.utils import timezone
+
+from hub import blobs, engine
+from hub.jobs import actions, measuring, workspace
+from hub.jobs.models import Job, Stage
+
+SMALL = 64 << 20
+SECONDS_BETWEEN_RECORDS = 1.0
+logger = logging.getLogger(__name__)
+
+
+def make(job: Job) -> None:
+    """Walk a running job through its stages, or end it with the sentence that says why not."""
+    try:
+        with workspace.fresh(job) as folder:
+            Journey(job, folder).walk()
+    except actions.Stale:
+        logger.warning("job %s: attempt %s was taken away", job.pk, job.attempt)
+    except (engine.EngineError, blobs.BlobError) as exc:
+        logger.exception("job %s failed", job.pk)
+        actions.fail(job, Job.ErrorKind(exc.kind), str(exc))
+    except OSError as exc:
+        logger.exception("job %s failed", job.pk)
+        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
+        what = "The disk is full" if full else f"The machine refused a file operation ({exc.strerror or exc})"
+        actions.fail(job, Job.ErrorKind.RETRY, f"{what}. Once that is mended, try again.")
+    except Exception:
+        logger.exception("job %s failed", job.pk)
+        reference = workspace.folder_name(job.pk, job.attempt)
+        actions.fail(
+            job,
+            Job.ErrorKind.FAULT,
+            f"Something went wrong in the hub itself. For whoever runs it: log jobs/{reference}.log.",
+        )
+
+
+class Recorder:
+    """Store the progress of the running stage, at most once a second; its first and last word always."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.monotonic()
+        self.started_at = timezone.now().isoformat()
+        self.recorded = float("-inf")
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self.recorded >= SECONDS_BETWEEN_RECORDS or progress["done"] == progress["total"]:
+            actions.record(self.job, {**progress, "started_at": self.started_at})
+            self.recorded = now
+
+    def tell(self, done: int, total: int, unit: str, item: str, index: int = 0, count: int = 0) -> None:
+        """Report a step of the hub's own in the shape of the engine's progress."""
+        seconds = time.monotonic() - self.started
+        self(
+            {
+                "stage": self.job.stage,
+                "done": done,
+                "total": total,
+                "unit": unit,
+                "seconds": seconds,
+                "seconds_left": seconds * (total - done) / done if done else None,
+                "item": item,
+                "index": index,
+                "count": count,
+            }
+        )
+
+
+class Journey:
+    """One attempt at a job, in its own folder."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job = job
+        self.folder = folder
+        self.record = Recorder(job)
+        self.revision = job.revision
+        self.destination = folder / f"{self.revision.model.name}-{job.level}.gguf"
+
+    def walk(self) -> None:
+        steps: dict[Stage, Callable[[], None]] = {
+            Stage.FETCH: self.fetch,
+            Stage.PLAN: self.plan,
+            Stage.QUANTIZE: self.quantize,
+            Stage.VERIFY: self.verify,
+            Stage.MEASURE: self.measure,
+            Stage.PUBLISH: self.publish,
+        }
+        for stage in Stage:
+            actions.enter(self.job, stage)
+            self.record.restart()
+            steps[stage]()
+
+    def fetch(self) -> None:
+        """Lay the source out under its own names, having checked that every byte is there."""
+        files = list(self.revision.files.select_related("blob"))
+        total, done = sum(file.blob.size for file in files), 0
+        for index, file in enumerate(files, 1):
+            self.record.tell(done, total, "bytes", file.path, index, len(files))
+            blobs.check(file.blob, read=file.blob.size <= SMALL)
+            done += file.blob.size
+        self.record.tell(done, total, "bytes", "", len(files), len(files))
+        folder = self.folder / "source"
+        folder.mkdir()
+        self.source_path = engine.lay_out(self.revision, folder)
+
+    def plan(self) -> None:
+        self.source = engine.open_source(self.source_path)
+        self.planned = engine.make_plan(self.source, self.job.level)
+        self.job.plan = engine.plan_document(self.planned)
+        actions.keep_plan(self.job, self.job.plan)
+        for warning in self.planned.warnings:
+            actions.log(self.job, f"Note: {warning}.")
+        actions.log(
+            self.job,
+            f"{len(self.planned.tensors)} tensors, {self.planned.file_bytes / 1e6:,.1f} MB, "
+            f"{self.planned.bpw:.2f} bits per weight.",
+        )
+
+    def quantize(self) -> None:
+        self.made = engine.quantize(self.source, self.planned, self.destination, self.record)
+        actions.log(self.job, f"Quantized in {self.made.seconds:,.1f} s; SHA-256 {self.made.sha256}.")
+
+    def verify(self) -> None:
+        engine.verify(self.made.path, self.planned)
+
+    def measure(self) -> None:
+        self.figures = measuring.measure(self.job, self.source, self.made.path, self.record)
+
+    def publish(self) -> None:
+        artifact = actions.Artifact(
+            path=self.made.path,
+            sha256=self.made.sha256,
+            file_bytes=self.made.file_bytes,
+            bpw=self.planned.bpw,
+            seconds=self.made.seconds,
+            made_with=engine.versions(),
+            figures=tuple(self.figures),
+        )
+        actions.publish(self.job, artifact)

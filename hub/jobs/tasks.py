@@ -1,0 +1,63 @@
+"""What Celery runs. Tasks take ids, may run twice, and hold no rules."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+
+from celery.signals import worker_ready, worker_shutting_down
+from django.db import close_old_connections
+
+from hub import blobs
+from hub.celery import app
+from hub.jobs import actions
+from hub.jobs.supervise import supervise
+from hub.jobs.wake import TASK
+
+RECONCILE_SECONDS = 15.0
+stopping = threading.Event()
+logger = logging.getLogger(__name__)
+
+
+@app.task(name=TASK)
+def work(job_id: str) -> None:
+    """Take a job and see it to its end; a second message for the same job finds nothing to take."""
+    if stopping.is_set():
+        return
+    job = actions.claim(job_id, f"{socket.gethostname()}:{os.getpid()}")
+    if job is None:
+        logger.info("job %s: not waiting any more", job_id)
+        return
+    supervise(job, stopping)
+
+
+@worker_shutting_down.connect
+def _stop(**_signal: object) -> None:
+    """Let the running child stop, so that its job goes back to the queue before this process ends."""
+    stopping.set()
+
+
+@worker_ready.connect
+def _start_reconciling(**_signal: object) -> None:
+    threading.Thread(target=_reconcile_for_ever, name="reconciler", daemon=True).start()
+
+
+def _reconcile_for_ever() -> None:
+    _safely(blobs.sweep)
+    while True:
+        _safely(actions.reconcile)
+        if stopping.wait(RECONCILE_SECONDS):
+            return
+
+
+def _safely(chore: object) -> None:
+    """Run a chore; a database that is away for a moment must not end the thread."""
+    close_old_connections()
+    try:
+        chore()  # type: ignore[operator]
+    except Exception:
+        logger.exception("a chore of the reconciler failed; it is tried again")
+    finally:
+        close_old_connections()
