@@ -34,8 +34,8 @@ def storage_nbytes(type_name: str, shape: tuple[int, ...]) -> int:
 def to_float(info: TensorInfo, rows: Any, *, pool: Executor | None = None) -> Floats:
     """Return storage `rows`, as `Tensor.read_rows` gives them, as float32 `(rows, row_length)`.
 
-    float32 rows come back as they are, without a copy. Raises `UnknownFormat` for integers (I8 to I64) and for
-    types that nothing here can decode.
+    float32 rows come back as they are, without a copy. Raises `UnknownFormat` for integers (I8 to I64) and
+    for types that nothing here can decode.
     """
     plain = _PLAIN.get(info.type)
     if plain is not None:

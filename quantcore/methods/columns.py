@@ -58,3 +58,9 @@ def first_lowest(x: Any, *, xp: Any) -> Any:
         tied = x[:, zero]
         low[zero] = tied[tied.argmin(axis=0), xp.arange(zero.size)]
     return low
+
+
+def reciprocal(reach: Any, span: Any, *, xp: Any) -> Any:
+    """Return reach / span; spans of zero, or so small that this overflows, give 0 and with it all codes 0."""
+    inverse = reach / span
+    return xp.where(xp.isfinite(inverse), inverse, xp.float32(0))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quantcore.methods.columns import column_sum, first_lowest, signed_peak
+from quantcore.methods.columns import column_sum, first_lowest, reciprocal, signed_peak
 
 # Below this magnitude a block counts as zero.
 NOTHING = 1e-15
@@ -120,13 +120,13 @@ def scale_and_minimum(
     codes, scratch = xp.empty_like(x), xp.empty_like(x)
 
     origin = minimum.copy()
-    inverse = _reciprocal(xp.float32(top), high - minimum, xp)
-    scale = _reciprocal(xp.float32(1), inverse, xp)
+    inverse = reciprocal(xp.float32(top), high - minimum, xp=xp)
+    scale = reciprocal(xp.float32(1), inverse, xp=xp)
     _round_above(x, origin, inverse, top, codes, xp)
     error = _line_error(x, w, codes, scale, minimum, absolute, scratch, xp)
     for i in range(steps + 1):
         reach = xp.float32(first) + xp.float32(step) * xp.float32(i) + xp.float32(top)
-        trial = _reciprocal(reach, high - minimum, xp)
+        trial = reciprocal(reach, high - minimum, xp=xp)
         _round_above(x, minimum, trial, top, codes, xp)
         solvable, new_scale, new_minimum = _least_squares(x, w, codes, sum_w, sum_x, scratch, xp)
         new_error = _line_error(x, w, codes, new_scale, new_minimum, absolute, scratch, xp)
@@ -137,12 +137,6 @@ def scale_and_minimum(
         xp.copyto(scale, new_scale, where=wins)
         xp.copyto(minimum, new_minimum, where=wins)
     return LineFit(scale, minimum, inverse, origin, top)
-
-
-def _reciprocal(reach: Any, span: Any, xp: Any) -> Any:
-    """Return reach / span; spans of zero, or so small that this overflows, give 0 and with it all codes 0."""
-    inverse = reach / span
-    return xp.where(xp.isfinite(inverse), inverse, xp.float32(0))
 
 
 def _least_squares(

@@ -1,0 +1,109 @@
+"""Searches that move one code at a time: for the symmetric 3-bit blocks, and for the scales of scales.
+
+Both start from a plain rounding and then walk over the codes of each column, changing one wherever that makes
+sum(w x l)**2 / sum(w l l) larger, at most five times over. A walk is sequential along a column; all columns
+walk side by side. Same conventions and reference as `quantcore.methods.kquant`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quantcore.methods.columns import column_sum, reciprocal, signed_peak
+from quantcore.methods.kquant import NOTHING
+
+WALKS = 5
+
+
+@dataclass(frozen=True)
+class CodesFit:
+    """x is about scale * codes, codes float32 `(k, n)`."""
+
+    scale: Any
+    codes: Any
+
+
+def scale_by_descent(x: Any, half: int, *, xp: Any) -> CodesFit:
+    """Find scale and codes `-half ... half - 1` for `x` with weights x**2.
+
+    Zero columns get the code -half. The model is `make_q3_quants` of [1]_.
+    """
+    peak = signed_peak(x, xp=xp)
+    live = xp.abs(peak) >= xp.float32(NOTHING)
+    w = x * x
+    codes = x * (xp.float32(-half) / peak)
+    xp.rint(codes, out=codes)
+    codes.clip(xp.float32(-half), xp.float32(half - 1), out=codes)
+    walk = _Walk(x, w, codes, low=-half, high=half - 1, rest_positive=False, xp=xp)
+    codes[:, ~live] = xp.float32(-half)
+    return CodesFit(xp.where(live, walk.scale(xp), xp.float32(0)), codes)
+
+
+def scale_of_scales(x: Any, w: Any, top: int, *, xp: Any) -> CodesFit:
+    """Find scale and codes `0 ... top` for non-negative `x` with weights `w`.
+
+    Tries nine roundings first and walks from the best. The model is `make_qp_quants` of [1]_.
+    """
+    peak = x.max(axis=0)  # (n,)
+    live = peak >= xp.float32(NOTHING)
+    inverse = xp.float32(top) / peak
+    best = _rounding_error(x, w, inverse, top, xp)
+    for i in (*range(-4, 0), *range(1, 5)):
+        trial = (xp.float32(0.1) * xp.float32(i) + xp.float32(top)) / peak
+        error = _rounding_error(x, w, trial, top, xp)
+        wins = error < best
+        xp.copyto(best, error, where=wins)
+        xp.copyto(inverse, trial, where=wins)
+    codes = xp.rint(x * inverse).clip(xp.float32(0), xp.float32(top))
+    walk = _Walk(x, w, codes, low=0, high=top, rest_positive=True, xp=xp)
+    codes[:, ~live] = xp.float32(0)
+    return CodesFit(xp.where(live, walk.scale(xp), xp.float32(0)), codes)
+
+
+def scale_of_peak(x: Any, top: int, *, xp: Any) -> CodesFit:
+    """Return scale and codes `0 ... top` for non-negative `x` with the largest of a column at `top`."""
+    peak = x.max(axis=0)  # (n,)
+    peak = xp.where(peak > xp.float32(0), peak, xp.float32(0))
+    codes = xp.rint(x * reciprocal(xp.float32(top), peak, xp=xp))
+    return CodesFit(peak / xp.float32(top), codes.clip(xp.float32(0), xp.float32(top), out=codes))
+
+
+def _rounding_error(x: Any, w: Any, inverse: Any, top: int, xp: Any) -> Any:
+    codes = xp.rint(x * inverse).clip(xp.float32(0), xp.float32(top))
+    error = x - codes * (xp.float32(1) / inverse)
+    return column_sum(w * error * error, xp=xp)
+
+
+class _Walk:
+    """The state of a walk: codes, which change in place, and the sums that they give."""
+
+    def __init__(
+        self, x: Any, w: Any, codes: Any, *, low: int, high: int, rest_positive: bool, xp: Any
+    ) -> None:
+        self.x, self.w, self.wx, self.codes = x, w, w * x, codes
+        self.low, self.high, self.rest_positive = xp.float32(low), xp.float32(high), rest_positive
+        self.sum_lx = column_sum(self.wx * codes, xp=xp)
+        self.sum_l2 = column_sum(w * codes * codes, xp=xp)
+        for _ in range(WALKS):
+            if not sum(self._step(i, xp) for i in range(x.shape[0])):
+                break
+
+    def scale(self, xp: Any) -> Any:
+        """Return the best scale for the codes as they are now."""
+        return xp.where(self.sum_l2 > xp.float32(0), self.sum_lx / self.sum_l2, xp.float32(0))
+
+    def _step(self, i: int, xp: Any) -> bool:
+        """Reconsider code `i` of every column, given all others; return whether any changed."""
+        w, wx, code, zero = self.w[i], self.wx[i], self.codes[i], xp.float32(0)
+        rest_lx = self.sum_lx - wx * code
+        rest_l2 = self.sum_l2 - w * code * code
+        new = xp.rint(self.x[i] * rest_l2 / rest_lx).clip(self.low, self.high)
+        new_lx = rest_lx + wx * new
+        new_l2 = rest_l2 + w * new * new
+        wins = new_lx * new_lx * self.sum_l2 > self.sum_lx * self.sum_lx * new_l2
+        wins &= (new != code) & (rest_lx > zero) & ((rest_l2 if self.rest_positive else new_l2) > zero)
+        xp.copyto(code, new, where=wins)
+        xp.copyto(self.sum_lx, new_lx, where=wins)
+        xp.copyto(self.sum_l2, new_l2, where=wins)
+        return bool(wins.any())
