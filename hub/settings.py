@@ -209,6 +209,8 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
+    # The package says at each header it encodes which byte order it uses.
+    "loggers": {"gguf": {"level": "WARNING"}},
 }
 
 CELERY_BROKER_URL = BROKER_URL or None

@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     arguments = build_parser().parse_args(argv)
     try:
-        document = arguments.run(arguments)
+        document, status = arguments.run(arguments), 0
     except KeyboardInterrupt:
         print("quanthub: stopped", file=sys.stderr)
         return 1
     except (Failed, OSError) as exc:
         print(f"quanthub {arguments.verb}: {' '.join(str(exc).split())}", file=sys.stderr)
-        return 1
-    if getattr(arguments, "json", False):
+        document, status = getattr(exc, "document", None), 1
+    if document is not None and getattr(arguments, "json", False):
         json.dump(document, sys.stdout, indent=2)
         print()
-    return 0
+    return status

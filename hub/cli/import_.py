@@ -23,19 +23,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from hub.cli._django import set_up
 
     set_up()
-    from django.db import OperationalError
+    from django.core.management import call_command
+    from django.db import DatabaseError
 
     from hub import blobs, engine
     from hub.catalog import actions
 
     try:
+        # The hub may never have been started on this data folder.
+        call_command("migrate", interactive=False, verbosity=0)
         revision = actions.import_path(
             arguments.path, arguments.id, summary=arguments.summary, licence=arguments.licence
         )
     except (actions.Refused, engine.EngineError, blobs.BlobError) as exc:
         raise Failed(str(exc)) from exc
-    except OperationalError as exc:
-        raise Failed(f"the database is not ready ({exc}); start the hub once with `quanthub up`") from exc
+    except DatabaseError as exc:
+        raise Failed(f"the database cannot be used: {exc}") from exc
     if not arguments.json:
         print(f"{revision.model} is in the catalog, commit {revision.commit}")
     return {

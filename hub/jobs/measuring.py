@@ -1,7 +1,7 @@
 """The measure stage: perplexity of the quant beside its source, and speed in llama.cpp.
 
 The source is measured once for each protocol; its losses, token by token, are kept in the cache, as the error
-of a difference is far smaller when both sides are paired. What cannot be measured here is said, never guessed.
+of a difference is far smaller when both sides are paired. What cannot be measured here is said, not guessed.
 """
 
 from __future__ import annotations
