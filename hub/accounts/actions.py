@@ -1,0 +1,26 @@
+"""Writes to tokens."""
+
+from __future__ import annotations
+
+from hub.accounts.models import Token, User
+
+
+class Refused(Exception):
+    """Not allowed; the message is a sentence for the person who asked."""
+
+
+def issue_token(user: User, name: str, scope: str) -> tuple[Token, str]:
+    """Make a token for a person; return it with the secret, which nobody can read again."""
+    if scope not in dict(scopes_of(user)):
+        raise Refused("Only an administrator may have a token that administers.")
+    return Token.issue(user=user, name=name, scope=scope)
+
+
+def revoke_token(user: User, pk: int) -> bool:
+    """Delete one of a person's own tokens; whoever carries it is a stranger from now on."""
+    return bool(user.tokens.filter(pk=pk).delete()[0])
+
+
+def scopes_of(user: User) -> list[tuple[str, str]]:
+    """Return what a person's tokens may be allowed to do."""
+    return [(s.value, s.label) for s in Token.Scope if user.is_staff or s != Token.Scope.ADMIN]

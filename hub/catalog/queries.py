@@ -1,0 +1,239 @@
+"""What the catalog's pages show, read in a fixed number of queries whatever the number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from django.db.models import Prefetch, QuerySet
+from django.shortcuts import get_object_or_404
+
+from hub.catalog.models import Measurement, Model, ModelQuerySet, Quant, QuantFile, Revision, RevisionFile
+
+Metric = Measurement.Metric
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The newest measurement of each metric, or None where there is none."""
+
+    perplexity: Measurement | None = None
+    increase: Measurement | None = None
+    prompt: Measurement | None = None
+    generation: Measurement | None = None
+
+    @property
+    def known(self) -> list[Measurement]:
+        found = (self.perplexity, self.increase, self.prompt, self.generation)
+        return [measurement for measurement in found if measurement]
+
+    @property
+    def ways(self) -> list[Way]:
+        """Return the measurements by how they were made; those made alike are explained once."""
+        alike: list[list[Measurement]] = []
+        for measurement in self.known:
+            group = next((g for g in alike if _conditions(g[0]) == _conditions(measurement)), None)
+            if group is None:
+                alike.append([measurement])
+            else:
+                group.append(measurement)
+        return [Way(tuple(group)) for group in alike]
+
+    @property
+    def where(self) -> str:
+        """Return the machine that measured, as one short phrase."""
+        hardware = self.known[-1].hardware if self.known else {}
+        named = hardware.get("cpu") or next((v for v in hardware.values() if isinstance(v, str)), "")
+        return str(named)
+
+    @property
+    def engines(self) -> str:
+        """Return the engines and versions that measured, as one phrase."""
+        found: dict[str, str] = {}
+        for measurement in self.known:
+            found |= {str(name): str(version) for name, version in measurement.engine.items()}
+        return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _conditions(measurement: Measurement) -> tuple[object, ...]:
+    """Return what two figures share when they were measured alike; the baseline is part of the result."""
+    method = {key: value for key, value in measurement.method.items() if key != "baseline"}
+    return method, measurement.hardware, measurement.engine
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of measuring, and the figures that were got by it."""
+
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def title(self) -> str:
+        names = [measurement.get_metric_display() for measurement in self.measurements]
+        return ", ".join([names[0], *(name.lower() for name in names[1:])])
+
+    @property
+    def newest(self) -> Measurement:
+        return self.measurements[-1]
+
+
+@dataclass(frozen=True)
+class QuantRow:
+    """A quant with its file and figures, as the model page and the job page both show it."""
+
+    quant: Quant
+    figures: Figures
+    source: Figures
+    file: QuantFile | None
+    widest: float = 0.0
+
+    @property
+    def increase_percent(self) -> float | None:
+        """Return the increase relative to the source's perplexity, in percent."""
+        increase, perplexity = self.figures.increase, self.source.perplexity
+        if increase is None or perplexity is None or not perplexity.value:
+            return None
+        return increase.value if increase.unit == "%" else 100 * increase.value / perplexity.value
+
+    @property
+    def whisker(self) -> Whisker | None:
+        """Return where its increase lies beside the others'."""
+        increase = self.figures.increase
+        return Whisker.over(increase, self.widest) if increase and self.widest else None
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """Where an increase and its error lie on a scale shared by all rows, in percent of its width."""
+
+    zero: float
+    low: float
+    value: float
+    high: float
+
+    @classmethod
+    def over(cls, increase: Measurement, widest: float) -> Whisker:
+        """Place it; the scale runs from a tenth below nothing, as noise may fall below the source."""
+
+        def place(value: float) -> float:
+            return round(min(98.0, max(2.0, 12 + 84 * value / widest)), 2)
+
+        error = increase.deviation or 0.0
+        value = increase.value
+        return cls(place(0), place(value - error), place(value), place(value + error))
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model of the list: its newest revision, the quants of that, and the best that was measured."""
+
+    model: Model
+    revision: Revision | None
+    rows: list[QuantRow]
+    source: Figures
+
+    @property
+    def lowest_increase(self) -> QuantRow | None:
+        return min(
+            (row for row in self.rows if row.figures.increase),
+            key=lambda row: row.figures.increase.value if row.figures.increase else 0,
+            default=None,
+        )
+
+    @property
+    def fastest(self) -> QuantRow | None:
+        return max(
+            (row for row in self.rows if row.figures.generation),
+            key=lambda row: row.figures.generation.value if row.figures.generation else 0,
+            default=None,
+        )
+
+
+def figures_of(measurements: Iterable[Measurement]) -> Figures:
+    """Pick the newest of each metric; they arrive newest first."""
+    newest: dict[str, Measurement] = {}
+    for measurement in measurements:
+        newest.setdefault(measurement.metric, measurement)
+    return Figures(
+        newest.get(Metric.PPL),
+        newest.get(Metric.PPL_INCREASE),
+        newest.get(Metric.PP),
+        newest.get(Metric.TG),
+    )
+
+
+def bits_per_weight(revision: Revision) -> float | None:
+    """Return what a weight of the source takes, all its bytes counted."""
+    parameters = revision.model.parameters
+    return 8 * revision.file_bytes / parameters if parameters else None
+
+
+def rows_of(revision: Revision) -> list[QuantRow]:
+    """Return the quants of a revision, smallest first, on one scale. Wants `with_figures` first."""
+    source = figures_of(revision.measurements.all())
+    found = [(quant, figures_of(quant.measurements.all())) for quant in revision.quants.all()]
+    ends = [f.increase.value + (f.increase.deviation or 0) for _, f in found if f.increase]
+    widest = max(ends, default=0.0)
+    return [QuantRow(quant, figures, source, _main_file(quant), widest) for quant, figures in found]
+
+
+def row_of(quant: Quant) -> QuantRow:
+    """Return one quant as its model's page shows it."""
+    revision = with_figures(Revision.objects.filter(pk=quant.revision_id)).get()
+    return next(row for row in rows_of(revision) if row.quant.pk == quant.pk)
+
+
+def _main_file(quant: Quant) -> QuantFile | None:
+    return max(quant.files.all(), key=lambda file: file.blob.size, default=None)
+
+
+def with_figures(revisions: QuerySet[Revision]) -> QuerySet[Revision]:
+    """Load everything that rows of quants show."""
+    measured = Measurement.objects.order_by("metric", "-created", "-pk")
+    files = QuantFile.objects.select_related("blob")
+    quants = Quant.objects.select_related("made_by").prefetch_related(
+        Prefetch("measurements", measured), Prefetch("files", files)
+    )
+    return revisions.select_related("model").prefetch_related(
+        Prefetch("measurements", measured), Prefetch("quants", quants)
+    )
+
+
+def newest_revisions(models: Iterable[Model]) -> dict[int, Revision]:
+    """Return the newest revision of each model, with figures."""
+    newest = (
+        Revision.objects.filter(model__in=list(models))
+        .order_by("model_id", "created", "pk")
+        .values_list("model_id", "pk")
+    )
+    wanted = dict(newest)  # the last of each model wins
+    found = with_figures(Revision.objects.filter(pk__in=wanted.values()))
+    return {revision.model_id: revision for revision in found}
+
+
+def cards(models: Iterable[Model]) -> list[ModelCard]:
+    """Return models as the list shows them."""
+    shown = list(models)
+    revisions = newest_revisions(shown)
+    return [_card(model, revisions.get(model.pk)) for model in shown]
+
+
+def _card(model: Model, revision: Revision | None) -> ModelCard:
+    if revision is None:
+        return ModelCard(model, None, [], Figures())
+    return ModelCard(model, revision, rows_of(revision), figures_of(revision.measurements.all()))
+
+
+def search(text: str) -> ModelQuerySet:
+    """Return the models that match every word, those that changed last first."""
+    return Model.objects.matching(text)
+
+
+def revision_or_404(owner: str, name: str, commit: str = "") -> Revision:
+    """Return a model's newest revision, or the one whose commit begins with `commit`."""
+    files = RevisionFile.objects.select_related("blob")
+    revisions = with_figures(Revision.objects.filter(model__owner=owner, model__name=name))
+    if commit:
+        revisions = revisions.filter(commit__startswith=commit)
+    newest = revisions.order_by("-created", "-pk").prefetch_related(Prefetch("files", files)).first()
+    return newest or get_object_or_404(revisions)

@@ -1,0 +1,179 @@
+"""How numbers, times and sizes read on every page. Spaces inside a figure never break."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from django import template
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from hub.catalog.models import Measurement
+
+register = template.Library()
+SPACE = "\u00a0"
+MINUS = "\u2212"
+TIMES = "\u00d7"
+NOT_MEASURED = "not measured"
+Metric = Measurement.Metric
+
+
+def _scaled(number: float, names: tuple[str, ...]) -> tuple[float, str]:
+    """Divide by 1000 until three digits are left; rounding up to 1000 counts as a step."""
+    step = 0
+    while step < len(names) - 1 and number >= 999.5:
+        number, step = number / 1000, step + 1
+    return number, names[step]
+
+
+@register.filter
+def size(n_bytes: int | None) -> str:
+    """`13.8 MB`: three digits, decimal units as disks and networks count them."""
+    if n_bytes is None:
+        return "unknown"
+    number, unit = _scaled(n_bytes, ("B", "kB", "MB", "GB", "TB"))
+    digits = 0 if unit == "B" else max(0, 2 - int(math.log10(max(number, 1))))
+    return f"{number:.{digits}f}{SPACE}{unit}"
+
+
+@register.filter
+def in_words(number: int | None) -> str:
+    """`6.8 M`: a count of parameters as people say it."""
+    if not number:
+        return "unknown"
+    scaled, unit = _scaled(number, ("", "k", "M", "B", "T"))
+    return f"{scaled:.{1 if scaled < 99.95 and unit else 0}f}{SPACE}{unit}".rstrip(SPACE)
+
+
+@register.filter
+def whole(number: float | None) -> str:
+    """`4 096`: thousands set apart by a space that neither English nor German readers mistake."""
+    return "unknown" if number is None else f"{number:,.0f}".replace(",", SPACE)
+
+
+@register.filter
+def bits(bpw: float | None) -> str:
+    return "unknown" if bpw is None else f"{bpw:.2f}"
+
+
+@register.filter
+def percent(value: float) -> str:
+    """`+0.24 %`, signed, as all increases are."""
+    return f"{value:+.2f}{SPACE}%".replace("-", MINUS)
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `42 s`, `3 min 05 s`, `1 h 04 min`."""
+    if seconds is None:
+        return ""
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f}{SPACE}s"
+    if seconds < 59.5:
+        return f"{seconds:.0f}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{SPACE}min{SPACE}{rest:02d}{SPACE}s"
+    return f"{minutes // 60}{SPACE}h{SPACE}{minutes % 60:02d}{SPACE}min"
+
+
+@register.filter
+def shape(lengths: list[int]) -> str:
+    return f"{SPACE}{TIMES}{SPACE}".join(str(length) for length in lengths)
+
+
+@register.simple_tag
+def moment(when: datetime | None, empty: str = "not yet", exact: bool = False) -> SafeString | str:
+    """A point in time, `exact` to the second: UTC at first, the visitor's own once the script has run."""
+    if when is None:
+        return empty
+    utc = when.astimezone(UTC)
+    return format_html(
+        '<time datetime="{}" data-local-time="{}">{}</time>',
+        utc.isoformat(timespec="seconds"),
+        "exact" if exact else "",
+        f"{utc:%H:%M:%S} UTC" if exact else f"{utc.day} {utc:%b %Y, %H:%M} UTC",
+    )
+
+
+def digits_of(metric: str, value: float) -> int:
+    """Return the decimals of a metric: enough to tell levels apart, the same down a column."""
+    if metric == Metric.PPL_INCREASE:
+        return 3
+    if metric == Metric.PPL:
+        return 2 if value >= 10 else 3
+    return 0 if value >= 100 else 1
+
+
+def number(metric: str, value: float) -> str:
+    """Write a value; an increase always carries its sign."""
+    text = f"{value:+,.{digits_of(metric, value)}f}" if metric == Metric.PPL_INCREASE else ""
+    text = text or f"{value:,.{digits_of(metric, value)}f}"
+    return text.replace(",", SPACE).replace("-", MINUS)
+
+
+@register.simple_tag
+def figure(measurement: Measurement | None, unit: str | None = None) -> SafeString:
+    """A measured value with its deviation; a blank would leave open whether it is zero or unknown."""
+    if measurement is None:
+        return format_html('<span class="figure figure--none">{}</span>', NOT_MEASURED)
+    metric, value, deviation = measurement.metric, measurement.value, measurement.deviation
+    parts = [format_html('<span class="figure__value">{}</span>', number(metric, value))]
+    if deviation is not None:
+        text = f"±{SPACE}{deviation:.{digits_of(metric, value)}f}"
+        parts.append(format_html('<span class="figure__deviation">{}</span>', text))
+    shown = measurement.unit if unit is None else unit
+    if shown:
+        parts.append(format_html('<span class="figure__unit">{}</span>', shown))
+    return format_html('<span class="figure">{}</span>', SafeString(SPACE.join(parts)))
+
+
+@register.filter
+def share(part: float | None, whole_: float | None) -> float:
+    """Return `part` of `whole` in percent, between 0 and 100, for the length of a bar."""
+    if not part or not whole_:
+        return 0.0
+    return round(min(100.0, 100.0 * part / whole_), 2)
+
+
+@register.filter
+def entries(mapping: Any, names: str = "") -> list[tuple[str, str]]:
+    """Return a JSON object as labelled lines; nested ones are flat: `dataset.sha256` is `Dataset SHA-256`.
+
+    With `names` set, keys are names already, such as those of packages, and stay as they are.
+    """
+    if names:
+        return [(str(key), str(value)) for key, value in mapping.items() if value]
+    return list(_flat(mapping, ""))
+
+
+LABELS = {
+    "n_ctx": "context length",
+    "sha256": "SHA-256",
+    "cpu": "CPU",
+    "gpu": "GPU",
+    "ram": "RAM",
+    "os": "operating system",
+    "pp": "prompt tokens",
+    "tg": "generated tokens",
+    "n_prompt": "prompt tokens",
+    "n_gen": "generated tokens",
+}
+
+
+def _flat(value: Any, label: str) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [line for key in value for line in _flat(value[key], f"{label} {_label(str(key))}".strip())]
+    if isinstance(value, list):
+        value = ", ".join(str(item) for item in value)
+    if isinstance(value, int) and label.endswith(" bytes"):
+        label, value = label.removesuffix(" bytes"), size(value)
+    if isinstance(value, float):
+        value = f"{value:.6g}"
+    return [(label[:1].upper() + label[1:], str(value))] if value not in (None, "") else []
+
+
+def _label(key: str) -> str:
+    return LABELS.get(key) or " ".join(LABELS.get(word, word) for word in key.split("_"))
