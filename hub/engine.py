@@ -26,15 +26,19 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from hub.catalog.models import Revision
-    from quantcore.plan import Plan
-    from quantcore.sources.base import Source
+    from quantcore import plan as planning
+    from quantcore.sources import base
 
+    # What the hub passes along and never looks into.
+    Source = base.Source
+    Plan = planning.Plan
     Losses = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 Kind = Literal["refused", "retry", "fault"]
 Tell = Callable[[dict[str, Any]], None]
 # What the hub stores of metadata: long lists are vocabularies and of no use on a page.
 LONGEST_LIST = 16
+N_CTX, N_PROMPT, N_GENERATED = 512, 512, 128
 PACKAGES = ("quanthub", "numpy", "gguf", "xllamacpp")
 
 
@@ -124,11 +128,10 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Speeds:
-    """Prompt and generation speed in tokens per second, and how they were measured."""
+class Speed:
+    """Tokens per second, how they were measured, and by what."""
 
-    prompt: Figure
-    generation: Figure
+    figure: Figure
     method: dict[str, Any]
     engine: dict[str, Any]
 
@@ -214,9 +217,7 @@ def make_plan(source: Source, level: str) -> Plan:
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """Return a plan as the JSON document that jobs and quants keep."""
-    document = plan.to_json()
-    loaded: dict[str, Any] = json.loads(document) if isinstance(document, str) else dict(document)
-    return loaded
+    return plan.to_json()
 
 
 def preview(revision: Revision, level: str) -> PlanSummary:
@@ -309,9 +310,6 @@ def perplexity(source: Source, text: Path, tell: Tell) -> Quality:
     return Quality(Figure(found.ppl, found.ppl_stderr), found.nll, method)
 
 
-N_CTX = 512
-
-
 def quality_protocol(text: bytes) -> dict[str, Any]:
     """Return what two perplexities must share to be compared."""
     return {
@@ -358,25 +356,35 @@ def save_losses(path: Path, losses: Losses) -> None:
     _write_whole(path, buffer.getvalue())
 
 
-def speeds(path: Path, tell: Tell) -> Speeds:
+def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
     """Measure prompt and generation speed in llama.cpp itself; raises `NoEngine` where it is missing."""
     from quantcore import evaluate
 
     with translated():
-        found = evaluate.bench(path, threads=settings.JOB_THREADS, report=_reporter(tell))
-    return _speeds(found)
+        found = evaluate.bench(
+            path, pp=N_PROMPT, tg=N_GENERATED, threads=settings.JOB_THREADS, report=_reporter(tell)
+        )
+    results = {result.test: result for result in found.results}
+    shared = {
+        "protocol": "llama-bench",
+        "backend": found.backend,
+        "threads": found.threads,
+        "memory": dataclasses.asdict(found.memory),
+    }
+    engine = {**versions(), found.engine: found.engine_version}
 
+    def speed(test: str) -> Speed:
+        result = results[test]
+        return Speed(Figure(result.mean, result.stdev), {"test": test, "runs": result.runs, **shared}, engine)
 
-def _speeds(found: Any) -> Speeds:
-    raise NotImplementedError
+    return {"pp": speed(f"pp{N_PROMPT}"), "tg": speed(f"tg{N_GENERATED}")}
 
 
 def hardware() -> dict[str, Any]:
     """Describe the machine that measures."""
     from quantcore import evaluate
 
-    found: Any = evaluate.hardware()
-    return dict(found) if isinstance(found, Mapping) else dataclasses.asdict(found)
+    return dataclasses.asdict(evaluate.hardware())
 
 
 def versions() -> dict[str, str]:

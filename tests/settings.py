@@ -16,6 +16,9 @@ for _name in ("REDIS_URL", "QUANTHUB_ADMIN_PASSWORD", "PORT"):
 
 from hub.settings import *  # noqa: E402, F403
 
+# Whitenoise warns where there is none.
+STATIC_ROOT.mkdir()  # noqa: F405
+
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},

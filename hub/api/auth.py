@@ -22,7 +22,7 @@ class WriteToken(HttpBearer):
     def __call__(self, request: HttpRequest) -> Token:
         if not request.headers.get("Authorization"):
             raise HttpError(401, "This needs a token: send the header `Authorization: Bearer TOKEN`.")
-        token = super().__call__(request)
+        token: Token | None = super().__call__(request)
         if token is None:
             raise HttpError(401, "The token is not valid. Make a new one on your account page.")
         return token

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from django.db.models import Prefetch, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404
-from ninja import NinjaAPI, Query
+from ninja import NinjaAPI, Status
 from ninja.errors import HttpError, ValidationError
+from pydantic import Field
 
 from hub.api.auth import WriteToken
 from hub.api.schemas import (
@@ -54,8 +55,8 @@ def _not_found(request: HttpRequest, exc: Http404) -> HttpResponse:
 def list_models(
     request: HttpRequest,
     search: str = "",
-    limit: int = Query(20, ge=1, le=MOST),
-    offset: int = Query(0, ge=0),
+    limit: Annotated[int, Field(ge=1, le=MOST)] = 20,
+    offset: Annotated[int, Field(ge=0)] = 0,
 ) -> ModelList:
     """List models, newest first; `search` takes words that must all occur."""
     found = list(Model.objects.matching(search)[offset : offset + limit + 1])
@@ -80,14 +81,14 @@ def one_model(request: HttpRequest, owner: str, name: str) -> ModelOut:
 
 
 @api.post("/requests", response={201: RequestOut, 422: Problem}, auth=write)
-def make_request(request: HttpRequest, body: RequestIn) -> tuple[int, RequestOut]:
+def make_request(request: HttpRequest, body: RequestIn) -> Status[RequestOut]:
     """Ask for a quant of each level; what exists or is under way is joined."""
     revision = _model(body.model).latest_revision
     if revision is None:
         raise HttpError(422, f"{body.model} has no files yet.")
     token: Any = request.auth  # type: ignore[attr-defined]
     made = actions.submit(token.user, revision, body.levels)
-    return 201, RequestOut.of(request, _request(made.pk))
+    return Status(201, RequestOut.of(request, _request(made.pk)))
 
 
 @api.get("/requests/{request_id}", response={200: RequestOut, 404: Problem})

@@ -49,12 +49,14 @@ def _quality(job: Job, source: engine.Source, made: Path, tell: engine.Tell) -> 
 def _speed(job: Job, made: Path, tell: engine.Tell) -> Iterable[actions.Measured]:
     try:
         speeds = engine.speeds(made, partial(_named, tell, "speed in llama.cpp", 3))
-    except (engine.Refused, engine.NoEngine) as exc:
+    except engine.EngineError as exc:
+        # The file is whole and measured for quality; a machine without the engine must not keep it back.
         actions.log(job, f"Speed was not measured here: {exc}")
         return []
+    metrics = {Metric.PP: speeds["pp"], Metric.TG: speeds["tg"]}
     return [
-        _measured(Metric.PP, speeds.prompt, "tokens/s", speeds.method, speeds.engine),
-        _measured(Metric.TG, speeds.generation, "tokens/s", speeds.method, speeds.engine),
+        _measured(metric, speed.figure, "tokens/s", speed.method, speed.engine)
+        for metric, speed in metrics.items()
     ]
 
 

@@ -57,7 +57,7 @@ class Request(models.Model):
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="requests"
     )
-    jobs = models.ManyToManyField("Job", related_name="requests")
+    jobs: models.ManyToManyField[Job, Job] = models.ManyToManyField("Job", related_name="requests")
     created = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -74,13 +75,14 @@ def _watch(job: Job, child: subprocess.Popen[bytes], stopping: threading.Event) 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """See to it that the child and whatever it started are gone."""
-    for how, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+    with suppress(subprocess.TimeoutExpired):
         if child.poll() is None:
-            os.killpg(child.pid, how)
-            try:
-                child.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
+            os.killpg(child.pid, signal.SIGTERM)
+            child.wait(GRACE_SECONDS)
+    # Its group outlives a child that was killed while an engine ran in a process of its own.
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def _conclude(job: Job, status: int, why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -34,8 +35,8 @@ def waiting_messages() -> int:
     if not settings.BROKER_URL:
         return 0
     try:
-        with app.connection_for_read() as connection, connection.channel() as channel:
-            queue = channel.queue_declare(app.conf.task_default_queue, passive=False, durable=True)
-            return int(queue.message_count)
+        with app.connection_for_read() as connection, connection.channel() as opened:
+            channel: Any = opened  # Each transport has its own class.
+            return int(channel.queue_declare(app.conf.task_default_queue, durable=True).message_count)
     except (OperationalError, OSError):
         return 0

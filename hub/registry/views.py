@@ -57,16 +57,27 @@ def _send(request: HttpRequest, found: queries.Found, part: tuple[int, int] | No
         logger.error("%s: %s", found.path, exc)  # noqa: TRY400 - the message is all there is to know
         raise Http404(f"{found.path} is missing from the store") from exc
     return StreamingHttpResponse(
-        _pieces(file, start, stop), status=status, content_type=content_type, headers=headers
+        _Pieces(file, start, stop), status=status, content_type=content_type, headers=headers
     )
 
 
-def _pieces(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    with file:
+class _Pieces(Iterator[bytes]):
+    """A part of a file in pieces. The server calls `close`, even when the client left before the first."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self.file = file
+        self.left = stop - start
         file.seek(start)
-        while start < stop and (piece := file.read(min(PIECE, stop - start))):
-            start += len(piece)
-            yield piece
+
+    def __next__(self) -> bytes:
+        piece = self.file.read(min(PIECE, self.left))
+        if not piece:
+            raise StopIteration
+        self.left -= len(piece)
+        return piece
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def _with_headers(response: HttpResponseBase, found: queries.Found, etag: str) -> HttpResponseBase:

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from hub.jobs import wake, workspace
-from hub.jobs.actions.steps import Stale, fail, release
+from hub.jobs.actions.steps import Stale, end_cancelled, fail, release
 from hub.jobs.models import Job, Stage, State
 
 MOST_LOSSES = 3
@@ -37,7 +37,7 @@ def _recover_lost() -> None:
 def _recover(job: Job) -> None:
     losses = job.lost + 1
     if job.cancel_requested:
-        fail(job, Job.ErrorKind.RETRY, "The job's worker was lost while it was being cancelled.")
+        end_cancelled(job)
     elif losses >= MOST_LOSSES:
         stage = Stage(job.stage).label.lower() if job.stage else "the start"
         fail(

@@ -1,0 +1,127 @@
+"""The store: whole or absent."""
+
+import errno
+import hashlib
+import os
+
+import pytest
+
+from hub import blobs
+from hub.catalog.models import Blob
+from tests.hub.conftest import files_below
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(os.urandom(3 << 20))
+    return path
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_bytes_come_back_under_their_hash(db, file):
+    blob = blobs.put(file)
+
+    assert (blob.sha256, blob.size) == (sha256(file), 3 << 20)
+    with blobs.open_blob(blob.sha256) as stored:
+        assert stored.read() == file.read_bytes()
+
+
+def test_putting_twice_keeps_one(db, file, settings):
+    blobs.put(file)
+    blobs.put(file)
+
+    assert Blob.objects.count() == 1
+    assert len(files_below(settings.BLOB_DIR)) == 1
+
+
+def test_adopting_moves_the_file(db, file):
+    digest = sha256(file)
+
+    blobs.adopt(file, digest)
+
+    assert blobs.exists(digest)
+    assert not file.exists()
+
+
+def test_adopting_bytes_that_changed_on_the_disk_is_refused(db, file, settings):
+    with pytest.raises(blobs.BlobError, match="the disk holds"):
+        blobs.adopt(file, "0" * 64)
+
+    assert files_below(settings.BLOB_DIR) == []
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(db, file, settings, monkeypatch):
+    copy = blobs._copy
+
+    def shrink_then_copy(source, partial):
+        os.truncate(source, 100)
+        return copy(source, partial)
+
+    monkeypatch.setattr(blobs, "_copy", shrink_then_copy)
+
+    with pytest.raises(blobs.BlobError, match="100 of 3,145,728 bytes"):
+        blobs.put(file)
+    assert files_below(settings.BLOB_DIR) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(db, file, settings, monkeypatch):
+    def write_half_then_fail(source, partial):
+        partial.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(blobs, "_copy", write_half_then_fail)
+
+    with pytest.raises(blobs.StoreFull, match="disk of the store is full"):
+        blobs.put(file)
+    assert files_below(settings.BLOB_DIR) == []
+    assert not Blob.objects.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(b"short")])
+def test_a_missing_or_short_blob_is_noticed(db, file, damage):
+    blob = blobs.put(file)
+    place = blobs.path_of(blob.sha256)
+    place.chmod(0o644)
+    damage(place)
+
+    with pytest.raises(blobs.BlobError, match=r"missing|instead of"):
+        blobs.check(blob, read=False)
+
+
+def test_changed_bytes_are_noticed_when_read(db, file):
+    blob = blobs.put(file)
+    place = blobs.path_of(blob.sha256)
+    place.chmod(0o644)
+    place.write_bytes(bytes(blob.size))
+
+    blobs.check(blob, read=False)
+    with pytest.raises(blobs.BlobError, match="damaged"):
+        blobs.check(blob, read=True)
+
+
+def test_sweeping_takes_only_old_bytes_without_a_row(db, file, settings):
+    kept = blobs.path_of(blobs.put(file).sha256)
+    partial = settings.BLOB_DIR / "partial" / "deadbeef"
+    fresh = settings.BLOB_DIR / "partial" / "cafe"
+    for path in (partial, fresh):
+        path.write_bytes(b"half")
+    for path in (kept, partial):
+        os.utime(path, (0, 0))
+
+    assert blobs.sweep() == 1
+    assert files_below(settings.BLOB_DIR) == sorted([kept, fresh])
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "", "a" * 63])
+def test_only_a_sha256_names_a_blob(name):
+    with pytest.raises(blobs.BlobError, match="not a SHA-256"):
+        blobs.path_of(name)
+
+
+def test_a_file_cannot_be_laid_out_beyond_its_folder(tmp_path):
+    with pytest.raises(blobs.BlobError, match="leads out"):
+        blobs.lay_out([("../evil", "a" * 64)], tmp_path / "work")
