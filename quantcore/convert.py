@@ -176,3 +176,12 @@ def _general(directory: Path, parameters: int) -> dict[str, Value]:
         return captured(fill)
     except Exception:  # noqa: BLE001 - a model card is free text by strangers; a bad one must not stop the model
         return {"general.name": string(directory.name)}
+
+
+def native_level(source: Source) -> str:
+    """Return the level that loses least without growing: BF16 for BF16 weights, else F16.
+
+    The first matrix decides; what config.json calls its dtype is often wrong.
+    """
+    first = next((info.type for info in source.infos if len(info.shape) > 1), "F16")
+    return "BF16" if first == "BF16" else "F16"

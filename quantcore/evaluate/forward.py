@@ -29,7 +29,7 @@ Tokens = npt.NDArray[np.int32]
 # Called with a tensor's name and what it is multiplied with, float32 `(rows, inputs)`, one call at a time.
 Observe = Callable[[str, Floats], None]
 
-GROUP_BYTES = 1 << 30  # hidden states of all chunks of a group
+GROUP_BYTES = 1 << 29  # hidden states of all chunks of a group
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
 
 

@@ -1,0 +1,94 @@
+"""`quantcore perplexity`: how well a model predicts a text, alone or beside its base."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from quantcore.cli._options import threads
+from quantcore.cli._terminal import add_json, finish, human_seconds, reporter
+from quantcore.convert import open_model
+from quantcore.errors import UnreadableFile
+from quantcore.evaluate.divergence import Divergence, divergence, save_base
+from quantcore.evaluate.perplexity import Perplexity, perplexity
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser("perplexity", help="measure how well a model predicts a text")
+    parser.add_argument("source", metavar="MODEL", type=Path, help="GGUF file or model directory")
+    parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 text file")
+    parser.add_argument("--ctx", type=threads, metavar="N", default=512, help="tokens in a chunk (512)")
+    parser.add_argument("--chunks", type=threads, metavar="N", help="chunks to measure; all if left out")
+    parser.add_argument(
+        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+    )
+    base = parser.add_mutually_exclusive_group()
+    base.add_argument("--save-base", type=Path, metavar="F", help="also write all log probabilities to F")
+    base.add_argument("--kl-base", type=Path, metavar="F", help="compare with the log probabilities in F")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, without its last line break, as llama-perplexity takes it."""
+    try:
+        return path.read_bytes().decode("utf-8").removesuffix("\n")
+    except OSError as exc:
+        raise UnreadableFile(f"{path}: cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise UnreadableFile(
+            f"{path}: is not UTF-8 text: byte {exc.start} is {exc.object[exc.start]:#x}"
+        ) from exc
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    source, text = open_model(arguments.source), read_text(arguments.text)
+    report, far = reporter(), None
+    common: dict[str, Any] = {"n_chunks": arguments.chunks, "threads": arguments.threads, "report": report}
+    try:
+        if arguments.kl_base:
+            found, far = divergence(source, text, arguments.kl_base, **common)
+        elif arguments.save_base:
+            found = save_base(source, text, arguments.save_base, n_ctx=arguments.ctx, **common)
+        else:
+            found = perplexity(source, text, n_ctx=arguments.ctx, **common)
+    finally:
+        finish(report)
+    if not arguments.json:
+        _print(found, far)
+    return _document(found) | (_far_document(far) if far else {})
+
+
+def _document(found: Perplexity) -> dict[str, Any]:
+    fields = ("ppl", "ppl_stderr", "n_ctx", "chunks", "tokens", "seconds", "tokens_per_second")
+    return {field: getattr(found, field) for field in fields}
+
+
+def _far_document(far: Divergence) -> dict[str, Any]:
+    kld = {field: getattr(far, field) for field in ("mean", "stderr", "median", "p99", "p999", "max")}
+    compared = far.comparison
+    return {
+        "kld": kld,
+        "same_top": far.same_top,
+        "rms_dp": far.rms_dp,
+        "ppl_ratio": compared.ratio,
+        "ppl_ratio_stderr": compared.ratio_stderr,
+        "ppl_difference": compared.difference,
+        "ppl_difference_stderr": compared.difference_stderr,
+    }
+
+
+def _print(found: Perplexity, far: Divergence | None) -> None:
+    print(
+        f"perplexity {found.ppl:.4f} +/- {found.ppl_stderr:.4f} "
+        f"({found.chunks} chunks of {found.n_ctx} tokens, {human_seconds(found.seconds)}, "
+        f"{found.tokens_per_second:.0f} tokens/s)"
+    )
+    if far is not None:
+        compared = far.comparison
+        print(f"beside its base {compared.difference:+.4f} +/- {compared.difference_stderr:.4f}")
+        print(
+            f"KL divergence {far.mean:.6f} +/- {far.stderr:.6f}, median {far.median:.6f}, 99% {far.p99:.4f}"
+        )
+        print(f"same likeliest token {far.same_top:.2%}, RMS change of probability {far.rms_dp:.2%}")

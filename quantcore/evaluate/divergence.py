@@ -1,0 +1,252 @@
+"""How far a model's predictions are from its base's: KL divergence, through llama-perplexity's base files.
+
+A base file holds, for every scored position, all log probabilities in 16 bits. Layout, little-endian:
+`_logits_`, u32 n_ctx, i32 n_vocab, i32 n_chunk, i32 tokens[n_chunk * n_ctx], then for each scored position
+f32 scale, f32 lowest, u16 codes[n_vocab rounded up to even]; log p = scale * code + lowest, clipped at 16
+below the highest. Protocol and file: llama.cpp, tools/perplexity.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.errors import InputError, UnreadableFile
+from quantcore.evaluate.forward import Tokens, map_logits
+from quantcore.evaluate.ops import Floats
+from quantcore.evaluate.perplexity import (
+    Comparison,
+    Doubles,
+    Perplexity,
+    chunked,
+    compare,
+    standard_error,
+    summarize,
+    token_nll,
+)
+from quantcore.progress import Report, ignore
+from quantcore.sources.base import Source
+
+MAGIC = b"_logits_"
+HEAD = struct.Struct("<8sIii")
+RANGE = 16.0  # log probabilities further below the highest are not told apart
+FEWEST = 100  # scored tokens under which llama-perplexity gives no statistics
+
+Codes = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Base:
+    """An open base file: what was measured, and where."""
+
+    path: Path
+    tokens: Tokens
+    vocab: int
+
+    @property
+    def scored(self) -> int:
+        """Return how many positions of a chunk are scored."""
+        n_ctx = int(self.tokens.shape[1])
+        return n_ctx - 1 - n_ctx // 2
+
+    @property
+    def width(self) -> int:
+        """Return the length of a position's record in 16-bit units."""
+        return 4 + 2 * ((self.vocab + 1) // 2)
+
+    def offset(self, chunk: int) -> int:
+        return HEAD.size + 4 * int(self.tokens.size) + chunk * self.scored * self.width * 2
+
+    def read(self, chunk: int) -> Floats:
+        """Return the log probabilities of `chunk`, float32 `(scored, vocab)`."""
+        count = self.scored * self.width
+        records = np.fromfile(self.path, dtype="<u2", count=count, offset=self.offset(chunk))
+        if len(records) < count:
+            raise UnreadableFile(f"{self.path}: ends inside chunk {chunk + 1} of {len(self.tokens)}")
+        records = records.reshape(self.scored, self.width)  # (scored, width)
+        heads = np.ascontiguousarray(records[:, :4]).view("<f4")  # (scored, 2): scale, lowest
+        codes = records[:, 4 : 4 + self.vocab].astype(np.float32)
+        log_probs: Floats = codes * heads[:, :1] + heads[:, 1:]  # (scored, vocab)
+        return log_probs
+
+
+def open_base(path: Path) -> Base:
+    """Open a base file; raises `UnreadableFile` when it is none or is cut short."""
+    try:
+        with path.open("rb") as file:
+            magic, n_ctx, vocab, chunks = HEAD.unpack(file.read(HEAD.size))
+            size = os.fstat(file.fileno()).st_size
+            if magic != MAGIC or min(n_ctx, vocab, chunks) < 1 or size < HEAD.size + 4 * n_ctx * chunks:
+                raise UnreadableFile(f"{path}: not a base of log probabilities")
+            tokens = np.fromfile(file, dtype="<i4", count=n_ctx * chunks).reshape(chunks, n_ctx)
+    except struct.error as exc:
+        raise UnreadableFile(f"{path}: not a base of log probabilities") from exc
+    except OSError as exc:
+        raise UnreadableFile(f"{path}: cannot be read: {exc.strerror}") from exc
+    base = Base(path, tokens.astype(np.int32), vocab)
+    if size < base.offset(chunks):
+        raise UnreadableFile(
+            f"{path}: truncated: has {size} bytes, {chunks} chunks need {base.offset(chunks)}"
+        )
+    return base
+
+
+def encode_log_probs(logits: Floats) -> Codes:
+    """Return the records of `logits` `(scored, vocab)`, uint16 `(scored, width)`."""
+    rows, vocab = logits.shape
+    highest = logits.max(axis=-1, keepdims=True)  # (scored, 1)
+    lowest = np.maximum(logits.min(axis=-1, keepdims=True), highest - np.float32(RANGE))  # (scored, 1)
+    total = np.exp(logits - highest).sum(axis=-1, keepdims=True, dtype=np.float64)  # (scored, 1)
+    scale = (highest - lowest) / np.float32(65535)
+    records = np.zeros((rows, 4 + 2 * ((vocab + 1) // 2)), dtype="<u2")
+    heads = np.concatenate([scale, lowest - highest - np.log(total).astype(np.float32)], axis=1)
+    records[:, :4] = heads.astype("<f4").view("<u2")  # (scored, 4)
+    steps = np.maximum(logits - lowest, 0) / np.where(scale > 0, scale, np.float32(1))
+    records[:, 4 : 4 + vocab] = np.rint(steps)
+    return records
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How a model's predictions differ from its base's on the same tokens.
+
+    Statistics of the divergence are in nats per token; `same_top`, the share of positions with the same
+    likeliest token, and `rms_dp`, the root mean square change of the actual token's probability, are from 0 to 1.
+    """
+
+    mean: float
+    stderr: float
+    median: float
+    p99: float
+    p999: float
+    max: float
+    same_top: float
+    same_top_stderr: float
+    rms_dp: float
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """One chunk's figures per scored token, each `(scored,)`."""
+
+    nll: Doubles
+    base_nll: Doubles
+    kld: Doubles
+    same_top: npt.NDArray[np.bool_]
+
+
+def save_base(
+    source: Source,
+    text: str,
+    path: Path,
+    *,
+    n_ctx: int = 512,
+    n_chunks: int | None = None,
+    threads: int | None = None,
+    report: Report = ignore,
+) -> Perplexity:
+    """Measure perplexity and write the base file at `path`, which appears only when it is whole."""
+    started = time.monotonic()
+    chunks = chunked(source, text, n_ctx, n_chunks)
+    first = n_ctx // 2
+    # The record width needs the vocabulary, which is the embedding's number of rows.
+    embeddings = source.tensor("token_embd.weight")
+    base = Base(path, chunks, embeddings.info.shape[0] if embeddings else 0)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("wb") as file:
+            file.write(HEAD.pack(MAGIC, n_ctx, base.vocab, len(chunks)) + chunks.astype("<i4").tobytes())
+            file.flush()
+
+            def score(chunk: int, logits: Floats) -> Doubles:
+                os.pwrite(file.fileno(), encode_log_probs(logits).data, base.offset(chunk))
+                return token_nll(logits, chunks[chunk, first + 1 :])
+
+            nll = map_logits(source, chunks, score, first=first, threads=threads, report=report)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return summarize(np.concatenate(nll), chunks, time.monotonic() - started)
+
+
+def divergence(
+    source: Source,
+    text: str,
+    base_path: Path,
+    *,
+    n_chunks: int | None = None,
+    threads: int | None = None,
+    report: Report = ignore,
+) -> tuple[Perplexity, Divergence]:
+    """Measure `source` against the base file of another model on the same text.
+
+    Raises `InputError` when the base was made from another text or with another vocabulary.
+    """
+    started = time.monotonic()
+    base = open_base(base_path)
+    chunks = _same_tokens(source, text, base, n_chunks)
+    score = _scorer(base, chunks)
+    scores = map_logits(source, chunks, score, first=chunks.shape[1] // 2, threads=threads, report=report)
+    nll = np.concatenate([chunk.nll for chunk in scores])
+    figures = summarize(nll, chunks, time.monotonic() - started)
+    return figures, _summary(scores, nll)
+
+
+def _same_tokens(source: Source, text: str, base: Base, n_chunks: int | None) -> Tokens:
+    count = min(len(base.tokens), n_chunks or len(base.tokens))
+    chunks = chunked(source, text, base.tokens.shape[1], count)
+    # Each chunk's first token may be the opening one in one of the two and the text's in the other.
+    if chunks.shape != base.tokens[:count].shape or (chunks[:, 1:] != base.tokens[:count, 1:]).any():
+        raise InputError(f"{base.path}: was made from another text or with another tokenizer")
+    embeddings = source.tensor("token_embd.weight")
+    if embeddings is None or embeddings.info.shape[0] != base.vocab:
+        raise InputError(f"{base.path}: is of a vocabulary of {base.vocab} tokens, the model has another")
+    return chunks
+
+
+def _scorer(base: Base, chunks: Tokens) -> Callable[[int, Floats], _Scores]:
+    first = chunks.shape[1] // 2
+    rows = np.arange(base.scored)
+
+    def score(chunk: int, logits: Floats) -> _Scores:
+        expected = base.read(chunk)
+        actual = chunks[chunk, first + 1 :]
+        same = logits.argmax(axis=-1) == expected.argmax(axis=-1)  # (scored,)
+        logits -= logits.max(axis=-1, keepdims=True)  # (scored, 1)
+        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+        weight = np.where(expected > -RANGE, np.exp(expected), np.float32(0))  # (scored, vocab)
+        kld = (weight * (expected - logits)).sum(axis=-1, dtype=np.float64)  # (scored,)
+        nll, base_nll = -logits[rows, actual].astype(np.float64), -expected[rows, actual].astype(np.float64)
+        return _Scores(nll, base_nll, kld, same)
+
+    return score
+
+
+def _summary(scores: list[_Scores], nll: Doubles) -> Divergence:
+    kld = np.concatenate([chunk.kld for chunk in scores])
+    base_nll = np.concatenate([chunk.base_nll for chunk in scores])
+    same = float(np.concatenate([chunk.same_top for chunk in scores]).mean())
+    if len(kld) < FEWEST:
+        raise InputError(f"only {len(kld)} tokens were scored; divergence needs at least {FEWEST}")
+    median, p99, p999 = (float(q) for q in np.percentile(kld, (50, 99, 99.9)))
+    return Divergence(
+        mean=float(kld.mean()),
+        stderr=standard_error(kld),
+        median=median,
+        p99=p99,
+        p999=p999,
+        max=float(kld.max()),
+        same_top=same,
+        same_top_stderr=math.sqrt(same * (1 - same) / (len(kld) - 1)),
+        rms_dp=float(np.sqrt(np.mean((np.exp(-nll) - np.exp(-base_nll)) ** 2))),
+        comparison=compare(base_nll, nll),
+    )
