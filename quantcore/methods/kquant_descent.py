@@ -7,7 +7,7 @@ walk side by side. Same conventions and reference as `quantcore.methods.kquant`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantcore.methods.columns import column_sum, reciprocal, signed_peak
@@ -35,7 +35,7 @@ def scale_by_descent(x: Any, half: int, *, xp: Any) -> CodesFit:
     codes = x * (xp.float32(-half) / peak)
     xp.rint(codes, out=codes)
     codes.clip(xp.float32(-half), xp.float32(half - 1), out=codes)
-    walk = _Walk(x, w, codes, low=-half, high=half - 1, rest_positive=False, xp=xp)
+    walk = _Walk.of(x, w, codes, low=-half, high=half - 1, rest_positive=False, xp=xp)
     codes[:, ~live] = xp.float32(-half)
     return CodesFit(xp.where(live, walk.scale(xp), xp.float32(0)), codes)
 
@@ -56,7 +56,7 @@ def scale_of_scales(x: Any, w: Any, top: int, *, xp: Any) -> CodesFit:
         xp.copyto(best, error, where=wins)
         xp.copyto(inverse, trial, where=wins)
     codes = xp.rint(x * inverse).clip(xp.float32(0), xp.float32(top))
-    walk = _Walk(x, w, codes, low=0, high=top, rest_positive=True, xp=xp)
+    walk = _Walk.of(x, w, codes, low=0, high=top, rest_positive=True, xp=xp)
     codes[:, ~live] = xp.float32(0)
     return CodesFit(xp.where(live, walk.scale(xp), xp.float32(0)), codes)
 
@@ -75,30 +75,60 @@ def _rounding_error(x: Any, w: Any, inverse: Any, top: int, xp: Any) -> Any:
     return column_sum(w * error * error, xp=xp)
 
 
+@dataclass
 class _Walk:
     """The state of a walk: codes, which change in place, and the sums that they give."""
 
-    def __init__(
-        self, x: Any, w: Any, codes: Any, *, low: int, high: int, rest_positive: bool, xp: Any
-    ) -> None:
-        self.x, self.w, self.wx, self.codes = x, w, w * x, codes
-        self.low, self.high, self.rest_positive = xp.float32(low), xp.float32(high), rest_positive
-        self.sum_lx = column_sum(self.wx * codes, xp=xp)
-        self.sum_l2 = column_sum(w * codes * codes, xp=xp)
-        for _ in range(WALKS):
-            if not sum(self._step(i, xp) for i in range(x.shape[0])):
-                break
+    x: Any
+    w: Any
+    codes: Any
+    sum_lx: Any
+    sum_l2: Any
+    low: int
+    high: int
+    rest_positive: bool
+
+    @classmethod
+    def of(cls, x: Any, w: Any, codes: Any, *, low: int, high: int, rest_positive: bool, xp: Any) -> _Walk:
+        """Return the walk over `codes`, finished."""
+        sum_lx = column_sum(w * x * codes, xp=xp)
+        sum_l2 = column_sum(w * codes * codes, xp=xp)
+        walk = cls(x, w, codes, sum_lx, sum_l2, low, high, rest_positive)
+        walk.run(WALKS, xp)
+        return walk
 
     def scale(self, xp: Any) -> Any:
         """Return the best scale for the codes as they are now."""
         return xp.where(self.sum_l2 > xp.float32(0), self.sum_lx / self.sum_l2, xp.float32(0))
 
-    def _step(self, i: int, xp: Any) -> bool:
-        """Reconsider code `i` of every column, given all others; return whether any changed."""
-        w, wx, code, zero = self.w[i], self.wx[i], self.codes[i], xp.float32(0)
+    def run(self, times: int, xp: Any) -> None:
+        """Walk over all codes, then again in the columns that changed: the others would stay as they are."""
+        moved = self._step(0, xp)
+        for i in range(1, self.x.shape[0]):
+            moved |= self._step(i, xp)
+        active = xp.flatnonzero(moved)
+        if times == 1 or not active.size:
+            return
+        again = replace(
+            self,
+            x=xp.take(self.x, active, axis=1),
+            w=xp.take(self.w, active, axis=1),
+            codes=xp.take(self.codes, active, axis=1),
+            sum_lx=self.sum_lx[active],
+            sum_l2=self.sum_l2[active],
+        )
+        again.run(times - 1, xp)
+        self.codes[:, active] = again.codes
+        self.sum_lx[active], self.sum_l2[active] = again.sum_lx, again.sum_l2
+
+    def _step(self, i: int, xp: Any) -> Any:
+        """Reconsider code `i` of every column, given all others; return which columns changed."""
+        x, w, code, zero = self.x[i], self.w[i], self.codes[i], xp.float32(0)
+        wx = w * x
         rest_lx = self.sum_lx - wx * code
         rest_l2 = self.sum_l2 - w * code * code
-        new = xp.rint(self.x[i] * rest_l2 / rest_lx).clip(self.low, self.high)
+        new = xp.rint(x * rest_l2 / rest_lx)
+        new.clip(xp.float32(self.low), xp.float32(self.high), out=new)
         new_lx = rest_lx + wx * new
         new_l2 = rest_l2 + w * new * new
         wins = new_lx * new_lx * self.sum_l2 > self.sum_lx * self.sum_lx * new_l2
@@ -106,4 +136,4 @@ class _Walk:
         xp.copyto(code, new, where=wins)
         xp.copyto(self.sum_lx, new_lx, where=wins)
         xp.copyto(self.sum_l2, new_l2, where=wins)
-        return bool(wins.any())
+        return wins

@@ -1,0 +1,15 @@
+"""The array functions that kernels may use: those that numpy and cupy share and that we have looked at.
+
+A kernel that needs another one gets it by a line here, once it is clear that cupy has it and means the same.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+DTYPES = "float16 float32 int8 int16 int32 uint8 uint16 uint32"
+MAKE = "arange asarray ascontiguousarray broadcast_to concatenate copyto empty empty_like flatnonzero"
+COMPUTE = "abs add cumsum divide isfinite isinf maximum multiply rint sqrt subtract trunc where"
+BITS = "bitwise_and left_shift right_shift"
+
+NARROW = SimpleNamespace(**{name: getattr(np, name) for name in f"{DTYPES} {MAKE} {COMPUTE} {BITS}".split()})

@@ -1,0 +1,73 @@
+"""Sizes of stored tensors, and their numbers."""
+
+import numpy as np
+import pytest
+
+from quantcore.errors import UnknownFormat, UnsupportedTensor
+from quantcore.formats import formats, get_format, storage_nbytes, to_float
+from quantcore.tensors import TensorInfo
+
+EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+
+
+def info(type_name, shape):
+    return TensorInfo("blk.0.attn_k.weight", shape, type_name, 0)
+
+
+def same_bits(a, b):
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", formats())
+def test_a_formats_size_is_its_storage_size(name):
+    fmt = get_format(name)
+
+    if fmt.container == "gguf":
+        assert storage_nbytes(name, (3, 5, 512)) == fmt.nbytes((3, 5, 512))
+
+
+@pytest.mark.parametrize(("name", "size"), [("I32", 4), ("I8", 1), ("F64", 8), ("I64", 8)])
+def test_types_without_a_format_have_a_size(name, size):
+    assert storage_nbytes(name, (7,)) == 7 * size
+    assert storage_nbytes(name, ()) == size
+
+
+def test_unknown_types_and_torn_blocks_are_refused():
+    with pytest.raises(UnknownFormat, match="Q9_9"):
+        storage_nbytes("Q9_9", (256,))
+    with pytest.raises(UnsupportedTensor, match="row of 96"):
+        storage_nbytes("Q4_K", (2, 96))
+
+
+@pytest.mark.parametrize("rows", [EVERY_HALF[:8], EVERY_HALF[128:136], EVERY_HALF], ids=["small", "-", "all"])
+def test_every_half_becomes_itself(rows):
+    """Subnormal, normal, infinite and NaN: the bits that a cast gives."""
+    half = rows.view(np.float16)
+
+    assert same_bits(to_float(info("F16", half.shape), half), half.astype(np.float32))
+
+
+def test_every_bfloat_becomes_itself():
+    values = to_float(info("BF16", EVERY_HALF.shape), EVERY_HALF)
+
+    assert np.array_equal(values.view(np.uint32), EVERY_HALF.astype(np.uint32) << 16)
+
+
+def test_quantized_rows_become_numbers():
+    x = np.random.default_rng(8).normal(size=(6, 256)).astype(np.float32)
+    packed = get_format("Q4_1").quantize(x)
+
+    values = to_float(info("Q4_1", x.shape), packed.parts["blocks"][2:5])
+
+    assert np.array_equal(values, get_format("Q4_1").dequantize(packed)[2:5])
+
+
+def test_float32_rows_are_not_copied():
+    x = np.ones((2, 4), np.float32)
+
+    assert to_float(info("F32", x.shape), x) is x
+
+
+def test_integers_are_not_weights():
+    with pytest.raises(UnknownFormat, match="I32"):
+        to_float(info("I32", (2, 4)), np.ones((2, 4), np.int32))
