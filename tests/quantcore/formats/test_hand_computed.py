@@ -10,6 +10,8 @@ from gguf.quants import dequantize, quantize
 from quantcore.errors import UnsupportedTensor
 from quantcore.formats import get_format
 
+LEGACY = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+
 
 def blocks(name, values):
     return get_format(name).quantize(np.asarray(values, np.float32)).parts["blocks"].tobytes()
@@ -47,7 +49,7 @@ def test_q5_1_keeps_the_fifth_bits_apart():
 
 
 def test_q6_k_stores_a_ramp_exactly():
-    """Whole numbers with -32 as the peak: d * s = 1, with s = -128 and d = -1/128, and the codes are x + 32."""
+    """Whole numbers, peak -32: s = -128 and d = -1/128 make a step of 1, and the codes are x + 32."""
     group = np.array([-32, *range(-7, 8)], np.float32)
     codes = (32 + group).astype(np.uint8)
 
@@ -69,7 +71,7 @@ def test_q4_k_stores_a_lattice_exactly():
     assert packed.parts["blocks"].tobytes() == expected
 
 
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "BF16", "F16"])
+@pytest.mark.parametrize("name", LEGACY)
 def test_quantize_agrees_with_the_gguf_package(name):
     x = np.random.default_rng(6).normal(size=(8, 512)).astype(np.float32)
 
@@ -78,9 +80,7 @@ def test_quantize_agrees_with_the_gguf_package(name):
     assert np.array_equal(get_format(name).quantize(x).parts["blocks"], theirs)
 
 
-@pytest.mark.parametrize(
-    "name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "BF16", "F16"]
-)
+@pytest.mark.parametrize("name", [*LEGACY, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 def test_dequantize_agrees_with_the_gguf_package(name):
     x = np.random.default_rng(7).normal(size=(8, 512)).astype(np.float32)
     packed = get_format(name).quantize(x)
