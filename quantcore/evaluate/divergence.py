@@ -119,7 +119,7 @@ class Divergence:
     """How a model's predictions differ from its base's on the same tokens.
 
     Statistics of the divergence are in nats per token; `same_top`, the share of positions with the same
-    likeliest token, and `rms_dp`, the root mean square change of the actual token's probability, are from 0 to 1.
+    likeliest token, and `rms_dp`, the root mean square change of a token's probability, are from 0 to 1.
     """
 
     mean: float

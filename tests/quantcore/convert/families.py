@@ -1,0 +1,126 @@
+"""Tiny Hugging Face models with seeded weights, one of each family, written as real directories."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SMALL = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "rope_parameters": LLAMA3_ROPE},
+    "mistral": {"architectures": ["MistralForCausalLM"], "rope_theta": 100.0, "head_dim": 16},
+    "linear": {
+        "architectures": ["LlamaForCausalLM"],
+        "rope_theta": 100.0,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 100.0, "tie_word_embeddings": True},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 100.0, "head_dim": 16},
+}
+
+
+def config_of(family: str) -> dict[str, Any]:
+    return SMALL | FAMILIES[family]
+
+
+def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
+    """Return float32 weights under Hugging Face names, large enough that every part shows in the result."""
+    random = np.random.default_rng(seed)
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    size = config.get("head_dim") or width // config["num_attention_heads"]
+    q, kv = size * config["num_attention_heads"], size * config["num_key_value_heads"]
+    kind = config["architectures"][0]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], width),
+        "model.norm.weight": (width,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], width)
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}."
+        shapes |= {
+            f"{block}input_layernorm.weight": (width,),
+            f"{block}post_attention_layernorm.weight": (width,),
+            f"{block}self_attn.q_proj.weight": (q, width),
+            f"{block}self_attn.k_proj.weight": (kv, width),
+            f"{block}self_attn.v_proj.weight": (kv, width),
+            f"{block}self_attn.o_proj.weight": (width, q),
+            f"{block}mlp.gate_proj.weight": (inner, width),
+            f"{block}mlp.up_proj.weight": (inner, width),
+            f"{block}mlp.down_proj.weight": (width, inner),
+        }
+        if kind == "Qwen2ForCausalLM":
+            shapes |= {f"{block}self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))}
+        if kind == "Qwen3ForCausalLM":
+            shapes |= {f"{block}self_attn.{p}_norm.weight": (size,) for p in "qk"}
+    return {
+        name: (random.standard_normal(shape) * 0.3 + ("norm" in name)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def safetensors_bytes(tensors: dict[str, np.ndarray], dtype: str = "F32") -> bytes:
+    """Return a safetensors file; "BF16" cuts float32 to its upper half."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    payload = b""
+    for name, array in tensors.items():
+        if dtype == "BF16":
+            raw = (np.ascontiguousarray(array).view(np.uint32) >> 16).astype(np.uint16).tobytes()
+        else:
+            raw = array.astype({"F32": np.float32, "F16": np.float16}[dtype]).tobytes()
+        place = [len(payload), len(payload) + len(raw)]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": place}
+        payload += raw
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def byte_tokenizer() -> dict[str, Any]:
+    """Return a byte-level tokenizer.json: 256 bytes, three merges and one special token."""
+    letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in letters]
+    alphabet = [chr(byte) for byte in letters] + [chr(256 + place) for place in range(len(rest))]
+    vocab = {text: index for index, text in enumerate([*alphabet, "th", "the", "Ġthe"])}
+    return {
+        "added_tokens": [{"id": 259, "content": "<s>", "special": True}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"]]},
+    }
+
+
+def write_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+
+
+def write_model(directory: Path, family: str, dtype: str = "F32") -> dict[str, np.ndarray]:
+    """Write a model of `family` into `directory` and return its weights."""
+    config = config_of(family)
+    weights = weights_of(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "model.safetensors").write_bytes(safetensors_bytes(weights, dtype))
+    write_tokenizer(directory)
+    return weights

@@ -1,0 +1,188 @@
+"""A Hugging Face directory seen as GGUF."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from quantcore.architectures.base import interleave
+from quantcore.convert import gathered, native_level, open_huggingface, open_model
+from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
+from quantcore.ggufkv import encode
+from quantcore.pipeline import quantize
+from quantcore.plan import make_plan
+from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
+
+DEMO = "hub/demo/tiny-novels-7m"
+
+
+@pytest.fixture
+def llama(tmp_path):
+    write_model(tmp_path / "model", "llama")
+    return tmp_path / "model"
+
+
+def change_config(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_demo_model_has_the_metadata_of_the_reference_converter(pytestconfig):
+    source = open_model(pytestconfig.rootpath / DEMO)
+
+    assert list(source.metadata)[:3] == ["general.architecture", "general.type", "general.name"]
+    expected = {
+        "general.name": "Tiny Novels 7m",
+        "general.size_label": "7M",
+        "llama.block_count": 6,
+        "llama.attention.head_count_kv": 4,
+        "llama.attention.key_length": 32,
+        "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": 32,
+        "llama.vocab_size": 4096,
+        "general.file_type": 1,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.bos_token_id": 0,
+    }
+    assert {key: source.get(key) for key in expected} == expected
+    assert "tokenizer.ggml.add_bos_token" not in source.metadata
+    assert (len(source.get("tokenizer.ggml.tokens")), len(source.tensors)) == (4096, 57)
+
+
+def encoded(metadata):
+    return {encode(key, value) for key, value in metadata.items()}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_converts_to_a_file_that_reads_the_same(tmp_path, family):
+    write_model(tmp_path / "model", family, "F16")
+    source = open_huggingface(tmp_path / "model")
+
+    quantize(source, make_plan(source, native_level(source)), tmp_path / "model.gguf", threads=1)
+
+    written = open_model(tmp_path / "model.gguf")
+    assert encoded(written.metadata) == encoded(source.metadata)
+    for tensor in source.tensors:
+        assert np.array_equal(written.tensor(tensor.name).read().astype(np.float32), tensor.read()), (
+            tensor.name
+        )
+
+
+def test_norms_and_biases_become_f32(tmp_path):
+    write_model(tmp_path, "qwen2", "BF16")
+    source = open_huggingface(tmp_path)
+
+    plan = make_plan(source, native_level(source))
+
+    assert plan.level == "BF16"
+    assert {t.type for t in plan.tensors if len(t.shape) == 1} == {"F32"}
+    assert {t.type for t in plan.tensors if len(t.shape) > 1} == {"BF16"}
+
+
+def test_rows_of_q_are_interleaved_head_by_head(llama):
+    weights = weights_of(config_of("llama"))
+    source = open_huggingface(llama)
+
+    q = source.tensor("blk.1.attn_q.weight").read()
+
+    heads = weights["model.layers.1.self_attn.q_proj.weight"].reshape(4, 2, 4, 32)
+    assert np.array_equal(q.reshape(4, 4, 2, 32), heads.swapaxes(1, 2))
+    assert np.array_equal(
+        source.tensor("blk.1.attn_v.weight").read(), weights["model.layers.1.self_attn.v_proj.weight"]
+    )
+
+
+def test_slabs_of_reordered_rows_are_the_rows_of_the_whole():
+    stored = np.arange(48).reshape(24, 2)
+    read = gathered(lambda start, stop: stored[start:stop], interleave(3, 8))
+
+    whole = read(0, 24)
+    pieces = [read(start, min(start + 5, 24)) for start in range(0, 24, 5)]
+
+    assert np.array_equal(np.concatenate(pieces), whole)
+    assert read(7, 7).shape == (0, 2)
+
+
+def test_reading_a_slab_of_reordered_rows_touches_its_heads_only():
+    asked = []
+
+    def read_rows(start, stop):
+        asked.append((start, stop))
+        return np.zeros((stop - start, 1))
+
+    gathered(read_rows, interleave(100, 8))(40, 44)
+
+    assert asked == [(40, 46)]
+
+
+def test_tied_embeddings_have_no_output_matrix(tmp_path):
+    write_model(tmp_path, "qwen2")
+    extra = weights_of(config_of("qwen2")) | {"lm_head.weight": np.zeros((260, 32), dtype=np.float32)}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(extra))
+
+    assert open_huggingface(tmp_path).tensor("output.weight") is None
+
+
+def test_llama3_rope_becomes_a_tensor(llama):
+    factors = open_huggingface(llama).tensor("rope_freqs.weight")
+
+    assert (factors.info.shape, factors.info.type) == ((4,), "F32")
+    assert factors.read().shape == (1, 4)
+
+
+def test_an_unknown_class_is_named_with_those_there_are(llama):
+    change_config(llama, architectures=["MambaForCausalLM"])
+
+    with pytest.raises(UnknownArchitecture, match=r"no description of MambaForCausalLM; there are Llama"):
+        open_huggingface(llama)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(llama, name):
+    (llama / name).unlink()
+
+    with pytest.raises(UnreadableFile, match=name.replace(".", r"\.")):
+        open_huggingface(llama)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": None}, "'architectures'"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers must be a positive number, not '2'"),
+        ({"num_hidden_layers": 3}, r"lack blk\.2\.attn_norm\.weight"),
+        ({"head_dim": 4}, "k_proj.weight has 16 rows, config.json means 8"),
+        ({"vocab_size": 100}, "has 260 tokens, config.json says 100"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(llama, changes, said):
+    change_config(llama, **changes)
+
+    with pytest.raises(UnreadableFile, match=said):
+        open_huggingface(llama)
+
+
+def test_quantized_weights_are_sent_back(llama):
+    change_config(llama, quantization_config={"quant_method": "gptq"})
+
+    with pytest.raises(InputError, match=r"already quantized \(gptq\)"):
+        open_huggingface(llama)
+
+
+def test_weights_that_are_not_floats_are_refused_by_name(llama):
+    raw = (llama / "model.safetensors").read_bytes()
+    (llama / "model.safetensors").write_bytes(raw.replace(b'"F32"', b'"I32"'))
+
+    with pytest.raises(UnsupportedTensor, match=r"lm_head\.weight is stored as I32"):
+        open_huggingface(llama)
+
+
+def test_a_tensor_the_family_does_not_know_is_refused_by_name(llama):
+    odd = weights_of(config_of("llama")) | {"model.layers.0.mixer.A_log": np.zeros(3, dtype=np.float32)}
+    (llama / "model.safetensors").write_bytes(safetensors_bytes(odd))
+
+    with pytest.raises(UnsupportedTensor, match=r"llama has no tensor called model\.layers\.0\.mixer\.A_log"):
+        open_huggingface(llama)
