@@ -10,7 +10,6 @@ import pytest
 
 from quantcore.convert import open_model
 from quantcore.evaluate.forward import map_logits
-from quantcore.evaluate.perplexity import token_nll
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
@@ -20,7 +19,8 @@ xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's engine is not i
 
 DEMO = Path(__file__).parents[2] / "hub" / "demo"
 VOCABULARY = 4096
-FIRST, LAST, STEP = 128, 256, 4
+FIRST, LAST, STEP = 128, 256, 16
+PLACES = range(FIRST, LAST, STEP)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def engine(made):
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(made)
     parameters.n_ctx = 512
-    parameters.cpuparams.n_threads = 2
+    parameters.cpuparams.n_threads = 1
     parameters.verbosity = -1
     return xllamacpp.Server(parameters)
 
@@ -53,30 +53,39 @@ def complete(engine, prompt: Sequence[int], **options: object) -> dict:
     return engine.handle_completions({"prompt": list(map(int, prompt)), "temperature": 0, **options})
 
 
-def engine_nll(engine, tokens: np.ndarray) -> np.ndarray:
-    """Return llama.cpp's -log probability of every STEP-th token, given all before it."""
-    found = []
-    for place in range(FIRST, LAST, STEP):
+def engine_log_probabilities(engine, tokens: np.ndarray) -> np.ndarray:
+    """Return llama.cpp's log probabilities of the whole vocabulary after every STEP-th prefix."""
+    found = np.full((len(PLACES), VOCABULARY), np.nan)
+    for row, place in enumerate(PLACES):
         answer = complete(engine, tokens[:place], n_predict=1, n_probs=VOCABULARY, cache_prompt=True)
-        every = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        found.append(-next(entry["logprob"] for entry in every if entry["id"] == tokens[place]))
-    return np.array(found)
+        for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            found[row, entry["id"]] = entry["logprob"]
+    return found  # (places, vocabulary)
 
 
-def our_nll(path: Path, tokens: np.ndarray) -> np.ndarray:
+def our_log_probabilities(path: Path, tokens: np.ndarray) -> np.ndarray:
+    def log_softmax(_chunk: int, logits: np.ndarray) -> np.ndarray:
+        wide = logits.astype(np.float64)
+        wide -= wide.max(axis=-1, keepdims=True)
+        return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
     chunk = tokens[None, :].astype(np.int32)  # (1, tokens)
-    (nll,) = map_logits(
-        open_model(path), chunk, lambda _, logits: token_nll(logits, tokens[FIRST:]), first=FIRST - 1
-    )
-    return nll[::STEP]
+    (every,) = map_logits(open_model(path), chunk, log_softmax, first=FIRST - 1)
+    return every[::STEP]  # (places, vocabulary)
 
 
-def test_perplexity_is_llama_cpps(made, engine, tokens):
-    """On the same tokens of the same file, llama.cpp and our forward pass agree within 0.5 %."""
-    ours, theirs = our_nll(made, tokens), engine_nll(engine, tokens)
+def test_probabilities_are_llama_cpps(made, engine, tokens):
+    """After the same text, llama.cpp and our forward pass see the same distribution of the next token.
 
-    assert np.exp(ours.mean() - theirs.mean()) == pytest.approx(1, abs=0.005)
-    assert np.abs(ours - theirs).max() < 0.2
+    llama.cpp rounds activations to 8 bits before it multiplies quantized weights, so the two differ a little;
+    a wrong scale, a swapped head or a missing norm gives a divergence hundreds of times larger.
+    """
+    ours, theirs = our_log_probabilities(made, tokens), engine_log_probabilities(engine, tokens)
+
+    divergence = (np.exp(ours) * (ours - theirs)).sum(axis=-1)
+
+    assert divergence.mean() < 0.002
+    assert divergence.max() < 0.01
 
 
 def test_text_is_generated(engine, tokens):
