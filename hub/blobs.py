@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,14 @@ def open_blob(sha256: str) -> BinaryIO:
         return path_of(sha256).open("rb")
     except FileNotFoundError as exc:
         raise BlobError(f"blob {sha256[:12]} is missing from the store") from exc
+
+
+def can_write() -> bool:
+    """Say whether the store takes bytes; raises what the disk has to say if not."""
+    root = Path(settings.BLOB_DIR)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=root) as probe:
+        return probe.write(b"x") == 1
 
 
 def check(blob: Blob, *, read: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.conf import settings
+
+from hub.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -229,7 +230,7 @@ def preview(revision: Revision, level: str) -> PlanSummary:
         known = {}
     if level not in known:
         known = _all_previews(revision)
-        _write_whole(path, json.dumps(known).encode())
+        write_whole(path, json.dumps(known).encode())
     if level not in known:
         raise Refused(f"No level is called {level!r}.")
     found = known[level]
@@ -334,28 +335,6 @@ def increase(baseline: Losses, losses: Losses) -> Figure:
     return Figure(found.difference, found.difference_stderr)
 
 
-def load_losses(path: Path) -> Losses | None:
-    """Return kept losses, or None where there are none that can be read."""
-    import numpy as np
-
-    try:
-        losses: Losses = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
-        return None
-    return losses
-
-
-def save_losses(path: Path, losses: Losses) -> None:
-    """Keep losses for later comparisons."""
-    import io
-
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.save(buffer, losses, allow_pickle=False)
-    _write_whole(path, buffer.getvalue())
-
-
 def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
     """Measure prompt and generation speed in llama.cpp itself; raises `NoEngine` where it is missing."""
     from quantcore import evaluate
@@ -401,10 +380,3 @@ def _version(package: str) -> str:
 
 def _reporter(tell: Tell) -> Callable[[Any], None]:
     return lambda progress: tell(dataclasses.asdict(progress))
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.write_bytes(data)
-    partial.replace(path)

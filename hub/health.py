@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,8 @@ from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
+
+from hub import blobs
 
 WORKER_SECONDS = 1.0
 
@@ -54,9 +54,7 @@ def _database() -> bool:
 
 
 def _storage() -> bool:
-    settings.BLOB_DIR.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=settings.BLOB_DIR):
-        return os.access(settings.BLOB_DIR, os.W_OK)
+    return blobs.can_write()
 
 
 def _broker() -> bool:

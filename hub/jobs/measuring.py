@@ -16,7 +16,7 @@ from django.conf import settings
 
 from hub import engine
 from hub.catalog.models import Measurement, Revision
-from hub.jobs import actions
+from hub.jobs import actions, baselines
 from hub.jobs.models import Job
 
 Metric = Measurement.Metric
@@ -64,14 +64,13 @@ def _baseline(revision: Revision, source: engine.Source, tell: engine.Tell) -> e
     """Return the source's losses, measuring them if they are not kept, and see to its row."""
     protocol = engine.quality_protocol(settings.EVAL_TEXT.read_bytes())
     key = engine.protocol_key(protocol)
-    path = Path(settings.CACHE_DIR) / "baselines" / f"{revision.commit}-{key}.npy"
     row = revision.measurements.filter(metric=Metric.PPL, method__protocol_key=key)
-    losses = engine.load_losses(path)
+    losses = baselines.load(revision, key)
     if losses is not None and row.exists():
         return losses
     quality = engine.perplexity(source, settings.EVAL_TEXT, tell)
     _require_sane(quality)
-    engine.save_losses(path, quality.losses)
+    baselines.save(revision, key, quality.losses)
     if not row.exists():
         figure = _measured(Metric.PPL, quality.perplexity, "", quality.method)
         Measurement.objects.create(revision=revision, **vars(figure))

@@ -7,7 +7,6 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
@@ -16,126 +15,280 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name='Blob',
+            name="Blob",
             fields=[
-                ('sha256', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('size', models.PositiveBigIntegerField()),
-                ('created', models.DateTimeField(auto_now_add=True)),
+                ("sha256", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("size", models.PositiveBigIntegerField()),
+                ("created", models.DateTimeField(auto_now_add=True)),
             ],
         ),
         migrations.CreateModel(
-            name='Model',
+            name="Model",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('owner', models.CharField(max_length=96, validators=[django.core.validators.RegexValidator('^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$', "Letters, digits, '.', '_' and '-' only.")])),
-                ('name', models.CharField(max_length=96, validators=[django.core.validators.RegexValidator('^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$', "Letters, digits, '.', '_' and '-' only.")])),
-                ('summary', models.TextField(blank=True)),
-                ('licence', models.CharField(blank=True, max_length=96)),
-                ('architecture', models.CharField(blank=True, max_length=64)),
-                ('parameters', models.PositiveBigIntegerField(default=0)),
-                ('n_ctx_train', models.PositiveBigIntegerField(default=0)),
-                ('created', models.DateTimeField(auto_now_add=True)),
-                ('updated', models.DateTimeField(auto_now=True)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "owner",
+                    models.CharField(
+                        max_length=96,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", "Letters, digits, '.', '_' and '-' only."
+                            )
+                        ],
+                    ),
+                ),
+                (
+                    "name",
+                    models.CharField(
+                        max_length=96,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", "Letters, digits, '.', '_' and '-' only."
+                            )
+                        ],
+                    ),
+                ),
+                ("summary", models.TextField(blank=True)),
+                ("licence", models.CharField(blank=True, max_length=96)),
+                ("architecture", models.CharField(blank=True, max_length=64)),
+                ("parameters", models.PositiveBigIntegerField(default=0)),
+                ("n_ctx_train", models.PositiveBigIntegerField(default=0)),
+                ("created", models.DateTimeField(auto_now_add=True)),
+                ("updated", models.DateTimeField(auto_now=True)),
             ],
             options={
-                'ordering': ['-updated', '-pk'],
-                'constraints': [models.UniqueConstraint(fields=('owner', 'name'), name='model_id_is_unique')],
+                "ordering": ["-updated", "-pk"],
+                "constraints": [models.UniqueConstraint(fields=("owner", "name"), name="model_id_is_unique")],
             },
         ),
         migrations.CreateModel(
-            name='Revision',
+            name="Revision",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('commit', models.CharField(max_length=40)),
-                ('source_format', models.CharField(choices=[('gguf', 'GGUF'), ('huggingface', 'Hugging Face')], max_length=16)),
-                ('file_bytes', models.PositiveBigIntegerField()),
-                ('tensor_type', models.CharField(help_text='The commonest type of its tensors, such as F16.', max_length=16)),
-                ('metadata', models.JSONField(default=dict, help_text='GGUF metadata, long lists left out.')),
-                ('created', models.DateTimeField(auto_now_add=True)),
-                ('model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='revisions', to='catalog.model')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("commit", models.CharField(max_length=40)),
+                (
+                    "source_format",
+                    models.CharField(
+                        choices=[("gguf", "GGUF"), ("huggingface", "Hugging Face")], max_length=16
+                    ),
+                ),
+                ("file_bytes", models.PositiveBigIntegerField()),
+                (
+                    "tensor_type",
+                    models.CharField(
+                        help_text="The commonest type of its tensors, such as F16.", max_length=16
+                    ),
+                ),
+                ("metadata", models.JSONField(default=dict, help_text="GGUF metadata, long lists left out.")),
+                ("created", models.DateTimeField(auto_now_add=True)),
+                (
+                    "model",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="revisions",
+                        to="catalog.model",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created', '-pk'],
+                "ordering": ["-created", "-pk"],
             },
         ),
         migrations.CreateModel(
-            name='Quant',
+            name="Quant",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('level', models.CharField(max_length=32)),
-                ('format', models.CharField(help_text='The container: gguf, gptq, ...', max_length=32)),
-                ('file_bytes', models.PositiveBigIntegerField()),
-                ('bpw', models.FloatField(help_text='Bits per weight: all tensors, scales included.')),
-                ('plan', models.JSONField(default=dict, help_text='Per tensor: type, bytes and the reason.')),
-                ('recipe_fingerprint', models.CharField(max_length=64)),
-                ('made_with', models.JSONField(default=dict, help_text='Versions of the engine and its libraries.')),
-                ('seconds', models.FloatField(default=0)),
-                ('created', models.DateTimeField(auto_now_add=True)),
-                ('made_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='quants', to=settings.AUTH_USER_MODEL)),
-                ('revision', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='quants', to='catalog.revision')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("level", models.CharField(max_length=32)),
+                ("format", models.CharField(help_text="The container: gguf, gptq, ...", max_length=32)),
+                ("file_bytes", models.PositiveBigIntegerField()),
+                ("bpw", models.FloatField(help_text="Bits per weight: all tensors, scales included.")),
+                ("plan", models.JSONField(default=dict, help_text="Per tensor: type, bytes and the reason.")),
+                ("recipe_fingerprint", models.CharField(max_length=64)),
+                (
+                    "made_with",
+                    models.JSONField(default=dict, help_text="Versions of the engine and its libraries."),
+                ),
+                ("seconds", models.FloatField(default=0)),
+                ("created", models.DateTimeField(auto_now_add=True)),
+                (
+                    "made_by",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="quants",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="quants",
+                        to="catalog.revision",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['file_bytes'],
+                "ordering": ["file_bytes"],
             },
         ),
         migrations.CreateModel(
-            name='Measurement',
+            name="Measurement",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('metric', models.CharField(choices=[('ppl', 'Perplexity'), ('ppl_increase', 'Perplexity increase over the source'), ('pp_tps', 'Prompt speed'), ('tg_tps', 'Generation speed')], max_length=32)),
-                ('value', models.FloatField()),
-                ('unit', models.CharField(blank=True, max_length=16)),
-                ('deviation', models.FloatField(blank=True, help_text='Standard error of a mean (quality), standard deviation (speed).', null=True)),
-                ('method', models.JSONField(default=dict)),
-                ('hardware', models.JSONField(default=dict)),
-                ('engine', models.JSONField(default=dict)),
-                ('created', models.DateTimeField(auto_now_add=True)),
-                ('quant', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='measurements', to='catalog.quant')),
-                ('revision', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='measurements', to='catalog.revision')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "metric",
+                    models.CharField(
+                        choices=[
+                            ("ppl", "Perplexity"),
+                            ("ppl_increase", "Perplexity increase over the source"),
+                            ("pp_tps", "Prompt speed"),
+                            ("tg_tps", "Generation speed"),
+                        ],
+                        max_length=32,
+                    ),
+                ),
+                ("value", models.FloatField()),
+                ("unit", models.CharField(blank=True, max_length=16)),
+                (
+                    "deviation",
+                    models.FloatField(
+                        blank=True,
+                        help_text="Standard error of a mean (quality), standard deviation (speed).",
+                        null=True,
+                    ),
+                ),
+                ("method", models.JSONField(default=dict)),
+                ("hardware", models.JSONField(default=dict)),
+                ("engine", models.JSONField(default=dict)),
+                ("created", models.DateTimeField(auto_now_add=True)),
+                (
+                    "quant",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="measurements",
+                        to="catalog.quant",
+                    ),
+                ),
+                (
+                    "revision",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="measurements",
+                        to="catalog.revision",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['metric', '-created'],
+                "ordering": ["metric", "-created"],
             },
         ),
         migrations.CreateModel(
-            name='RevisionFile',
+            name="RevisionFile",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('path', models.CharField(max_length=255)),
-                ('blob', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='catalog.blob')),
-                ('revision', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='files', to='catalog.revision')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("path", models.CharField(max_length=255)),
+                (
+                    "blob",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="catalog.blob"
+                    ),
+                ),
+                (
+                    "revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="files",
+                        to="catalog.revision",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['path'],
+                "ordering": ["path"],
             },
         ),
         migrations.CreateModel(
-            name='QuantFile',
+            name="QuantFile",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('path', models.CharField(max_length=255)),
-                ('blob', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='catalog.blob')),
-                ('quant', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='files', to='catalog.quant')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("path", models.CharField(max_length=255)),
+                (
+                    "blob",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="catalog.blob"
+                    ),
+                ),
+                (
+                    "quant",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="files", to="catalog.quant"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['path'],
-                'constraints': [models.UniqueConstraint(fields=('quant', 'path'), name='path_is_unique_within_quant')],
+                "ordering": ["path"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("quant", "path"), name="path_is_unique_within_quant")
+                ],
             },
         ),
         migrations.AddConstraint(
-            model_name='revision',
-            constraint=models.UniqueConstraint(fields=('model', 'commit'), name='commit_is_unique_within_model'),
+            model_name="revision",
+            constraint=models.UniqueConstraint(
+                fields=("model", "commit"), name="commit_is_unique_within_model"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='quant',
-            constraint=models.UniqueConstraint(fields=('revision', 'recipe_fingerprint'), name='recipe_is_unique_within_revision'),
+            model_name="quant",
+            constraint=models.UniqueConstraint(
+                fields=("revision", "recipe_fingerprint"), name="recipe_is_unique_within_revision"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='measurement',
-            constraint=models.CheckConstraint(condition=models.Q(('revision__isnull', True), ('quant__isnull', True), _connector='XOR'), name='measurement_has_one_subject'),
+            model_name="measurement",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("revision__isnull", True), ("quant__isnull", True), _connector="XOR"),
+                name="measurement_has_one_subject",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='revisionfile',
-            constraint=models.UniqueConstraint(fields=('revision', 'path'), name='path_is_unique_within_revision'),
+            model_name="revisionfile",
+            constraint=models.UniqueConstraint(
+                fields=("revision", "path"), name="path_is_unique_within_revision"
+            ),
         ),
     ]

@@ -7,76 +7,205 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('catalog', '0001_initial'),
+        ("catalog", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Job',
+            name="Job",
             fields=[
-                ('id', models.CharField(default=hub.jobs.models.new_id, editable=False, max_length=16, primary_key=True, serialize=False)),
-                ('level', models.CharField(max_length=32)),
-                ('recipe_fingerprint', models.CharField(db_index=True, max_length=64)),
-                ('state', models.CharField(choices=[('queued', 'Queued'), ('running', 'Running'), ('done', 'Done'), ('failed', 'Failed'), ('cancelled', 'Cancelled')], db_index=True, default='queued', max_length=12)),
-                ('stage', models.CharField(blank=True, choices=[('fetch', 'Fetch'), ('plan', 'Plan'), ('quantize', 'Quantize'), ('verify', 'Verify'), ('measure', 'Measure'), ('publish', 'Publish')], max_length=12)),
-                ('attempt', models.PositiveIntegerField(default=0)),
-                ('lost', models.PositiveIntegerField(default=0, help_text='How many times its worker vanished.')),
-                ('progress', models.JSONField(default=dict)),
-                ('plan', models.JSONField(default=dict)),
-                ('error', models.TextField(blank=True)),
-                ('error_kind', models.CharField(blank=True, choices=[('refused', 'Refused'), ('retry', 'Worth another try'), ('fault', 'Our fault')], max_length=8)),
-                ('cancel_requested', models.BooleanField(default=False)),
-                ('worker', models.CharField(blank=True, max_length=128)),
-                ('heartbeat', models.DateTimeField(blank=True, null=True)),
-                ('created', models.DateTimeField(auto_now_add=True)),
-                ('started', models.DateTimeField(blank=True, null=True)),
-                ('finished', models.DateTimeField(blank=True, null=True)),
-                ('quant', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='jobs', to='catalog.quant')),
-                ('revision', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='jobs', to='catalog.revision')),
+                (
+                    "id",
+                    models.CharField(
+                        default=hub.jobs.models.new_id,
+                        editable=False,
+                        max_length=16,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("level", models.CharField(max_length=32)),
+                ("recipe_fingerprint", models.CharField(db_index=True, max_length=64)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("queued", "Queued"),
+                            ("running", "Running"),
+                            ("done", "Done"),
+                            ("failed", "Failed"),
+                            ("cancelled", "Cancelled"),
+                        ],
+                        db_index=True,
+                        default="queued",
+                        max_length=12,
+                    ),
+                ),
+                (
+                    "stage",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("fetch", "Fetch"),
+                            ("plan", "Plan"),
+                            ("quantize", "Quantize"),
+                            ("verify", "Verify"),
+                            ("measure", "Measure"),
+                            ("publish", "Publish"),
+                        ],
+                        max_length=12,
+                    ),
+                ),
+                ("attempt", models.PositiveIntegerField(default=0)),
+                (
+                    "lost",
+                    models.PositiveIntegerField(default=0, help_text="How many times its worker vanished."),
+                ),
+                ("progress", models.JSONField(default=dict)),
+                ("plan", models.JSONField(default=dict)),
+                ("error", models.TextField(blank=True)),
+                (
+                    "error_kind",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("refused", "Refused"),
+                            ("retry", "Worth another try"),
+                            ("fault", "Our fault"),
+                        ],
+                        max_length=8,
+                    ),
+                ),
+                ("cancel_requested", models.BooleanField(default=False)),
+                ("worker", models.CharField(blank=True, max_length=128)),
+                ("heartbeat", models.DateTimeField(blank=True, null=True)),
+                ("created", models.DateTimeField(auto_now_add=True)),
+                ("started", models.DateTimeField(blank=True, null=True)),
+                ("finished", models.DateTimeField(blank=True, null=True)),
+                (
+                    "quant",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="jobs",
+                        to="catalog.quant",
+                    ),
+                ),
+                (
+                    "revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="jobs",
+                        to="catalog.revision",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created', '-pk'],
+                "ordering": ["-created", "-pk"],
             },
         ),
         migrations.CreateModel(
-            name='JobEvent',
+            name="JobEvent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField(auto_now_add=True)),
-                ('kind', models.CharField(choices=[('state', 'State'), ('stage', 'Stage'), ('log', 'Log'), ('error', 'Error')], max_length=8)),
-                ('stage', models.CharField(blank=True, choices=[('fetch', 'Fetch'), ('plan', 'Plan'), ('quantize', 'Quantize'), ('verify', 'Verify'), ('measure', 'Measure'), ('publish', 'Publish')], max_length=12)),
-                ('text', models.TextField()),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='events', to='jobs.job')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("state", "State"), ("stage", "Stage"), ("log", "Log"), ("error", "Error")],
+                        max_length=8,
+                    ),
+                ),
+                (
+                    "stage",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("fetch", "Fetch"),
+                            ("plan", "Plan"),
+                            ("quantize", "Quantize"),
+                            ("verify", "Verify"),
+                            ("measure", "Measure"),
+                            ("publish", "Publish"),
+                        ],
+                        max_length=12,
+                    ),
+                ),
+                ("text", models.TextField()),
+                (
+                    "job",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="events", to="jobs.job"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['pk'],
+                "ordering": ["pk"],
             },
         ),
         migrations.CreateModel(
-            name='Request',
+            name="Request",
             fields=[
-                ('id', models.CharField(default=hub.jobs.models.new_id, editable=False, max_length=16, primary_key=True, serialize=False)),
-                ('created', models.DateTimeField(auto_now_add=True)),
-                ('jobs', models.ManyToManyField(related_name='requests', to='jobs.job')),
-                ('revision', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='requests', to='catalog.revision')),
-                ('user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='requests', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.CharField(
+                        default=hub.jobs.models.new_id,
+                        editable=False,
+                        max_length=16,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("created", models.DateTimeField(auto_now_add=True)),
+                ("jobs", models.ManyToManyField(related_name="requests", to="jobs.job")),
+                (
+                    "revision",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="requests",
+                        to="catalog.revision",
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="requests",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-created'],
+                "ordering": ["-created"],
             },
         ),
         migrations.AddField(
-            model_name='job',
-            name='request',
-            field=models.ForeignKey(help_text='The first that asked for it.', on_delete=django.db.models.deletion.CASCADE, related_name='own_jobs', to='jobs.request'),
+            model_name="job",
+            name="request",
+            field=models.ForeignKey(
+                help_text="The first that asked for it.",
+                on_delete=django.db.models.deletion.CASCADE,
+                related_name="own_jobs",
+                to="jobs.request",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'running'])), fields=('revision', 'recipe_fingerprint'), name='one_live_job_per_recipe'),
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("state__in", ["queued", "running"])),
+                fields=("revision", "recipe_fingerprint"),
+                name="one_live_job_per_recipe",
+            ),
         ),
     ]

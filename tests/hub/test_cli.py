@@ -1,0 +1,150 @@
+"""The command line `quanthub`, against a server in this process."""
+
+import json
+import socket
+
+import pytest
+
+from hub.accounts.models import Token
+from hub.cli import main
+from hub.jobs import actions
+from hub.jobs.models import Job
+
+
+@pytest.fixture
+def ask(live_server, capsys):
+    """Return a function that runs `quanthub request` and returns its status, output and complaint."""
+
+    def run(*arguments, server=None):
+        status = main(["request", *arguments, "--server", server or live_server.url])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def test_a_request_prints_its_document(ask, revision, token):
+    status, out, err = ask("acme/llama", "Q4_K_M", "--token", token("write"), "--json")
+
+    document = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (document["state"], document["quants"]) == ("queued", [])
+    assert document["id"] == Job.objects.get().request_id
+
+
+def test_a_finished_quant_is_shown_with_hash_and_address(ask, quant, token):
+    status, out, _ = ask("acme/llama", "Q4_K_M", "--token", token("write"), "--wait")
+
+    assert status == 0
+    assert "a" * 64 in out
+    assert "/acme/llama/resolve/" in out
+
+
+def test_waiting_for_a_job_that_fails_ends_with_its_sentence_and_its_document(
+    ask, revision, token, monkeypatch
+):
+    def fail_meanwhile(_seconds):
+        job = actions.claim(Job.objects.get().pk, "worker")
+        actions.fail(job, Job.ErrorKind.RETRY, "The disk is full.")
+
+    monkeypatch.setattr("time.sleep", fail_meanwhile)
+
+    status, out, err = ask("acme/llama", "Q4_K_M", "--token", token("write"), "--wait", "--json")
+
+    assert (status, err) == (1, "quanthub request: Q4_K_M failed: The disk is full.\n")
+    assert json.loads(out)["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("acme/llama", "Q4_K_M", "--token", "hf_wrong"), "The token is not valid."),
+        (("acme/llama", "Q4_K_M"), "This needs a token"),
+        (("acme/llama", "Q4_K_M", "--token", "wörld"), "The token is not valid."),
+    ],
+)
+def test_a_wrong_token_is_one_clear_line(ask, revision, arguments, sentence):
+    status, out, err = ask(*arguments)
+
+    assert (status, out) == (1, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_one_clear_line(ask, db, token):
+    status, _, err = ask("acme/nobody", "Q4_K_M", "--token", token("write"))
+
+    assert (status, err) == (1, "quanthub request: No model is called acme/nobody.\n")
+
+
+def test_a_level_that_is_not_there_is_one_clear_line(ask, revision, token):
+    status, _, err = ask("acme/llama", "Q9", "--token", token("write"))
+
+    assert status == 1
+    assert "No level is called 'Q9'" in err
+
+
+def test_a_server_that_is_not_there_is_one_clear_line(ask, db):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+    status, _, err = ask("acme/llama", "Q4_K_M", "--token", "x", server=nowhere)
+
+    assert status == 1
+    assert err == f"quanthub request: {nowhere} cannot be reached (Connection refused). Is the hub running?\n"
+
+
+def test_something_that_is_no_hub_is_one_clear_line(ask, live_server):
+    status, _, err = ask("acme/llama", "Q4_K_M", "--token", "x", server=f"{live_server.url}/healthz")
+
+    assert status == 1
+    assert "answered 404" in err
+
+
+def test_an_address_without_a_scheme_is_refused(ask, db):
+    assert "begins with http" in ask("acme/llama", "Q4_K_M", server="localhost:8000")[2]
+
+
+def test_bad_usage_is_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["request"])
+
+    assert caught.value.code == 2
+
+
+def test_token_create_prints_the_token_alone(alice, capsys):
+    assert main(["token", "create", "--user", "alice", "--name", "laptop", "--scope", "read"]) == 0
+
+    secret = capsys.readouterr().out.strip()
+    token = Token.objects.for_secret(secret)
+    assert (token.user, token.name, token.scope) == (alice, "laptop", "read")
+
+
+def test_a_token_for_nobody_is_refused(db, capsys):
+    assert main(["token", "create", "--user", "nobody", "--name", "x"]) == 1
+    assert "no user is called 'nobody'" in capsys.readouterr().err
+
+
+def test_import_takes_a_folder_into_the_catalog(db, settings, capsys):
+    folder = str(settings.DEMO_DIR / "tiny-novels-7m")
+
+    assert main(["import", folder, "--id", "me/tiny", "--licence", "CC0-1.0", "--json"]) == 0
+
+    document = json.loads(capsys.readouterr().out)
+    assert (document["id"], document["tensor_type"], len(document["commit"])) == ("me/tiny", "F16", 40)
+
+
+def test_import_says_what_it_cannot_read(db, tmp_path, capsys):
+    (tmp_path / "notes.gguf").write_text("Dear diary")
+
+    assert main(["import", str(tmp_path / "notes.gguf")]) == 1
+
+    err = capsys.readouterr().err
+    assert err.startswith("quanthub import: ")
+    assert err.count("\n") == 1
+
+
+def test_a_worker_without_a_broker_says_what_to_set(db, capsys):
+    assert main(["worker"]) == 1
+    assert "REDIS_URL is not set" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""A job's whole journey with the real engine, in this process."""
+
+import errno
+
+import pytest
+
+from hub import blobs, engine
+from hub.catalog.models import Measurement, Quant
+from hub.jobs import actions, journey
+from hub.jobs.models import Job, Stage, State
+
+Metric = Measurement.Metric
+
+
+@pytest.fixture
+def ready(alice, demo):
+    """A job for the demo model that a worker has just taken."""
+    return actions.claim(actions.submit(alice, demo, ["Q8_0"]).jobs.get().pk, "worker")
+
+
+@pytest.fixture
+def no_speed(monkeypatch):
+    """Speed takes long and is measured in the live tests."""
+
+    def refuse(*_arguments):
+        raise engine.NoEngine("llama.cpp is not installed: pip install 'quanthub[up]'")
+
+    monkeypatch.setattr(engine, "speeds", refuse)
+
+
+def make(job):
+    journey.make(job)
+    return Job.objects.get()
+
+
+def test_a_quant_is_made_verified_measured_and_published(ready, no_speed, leftovers):
+    job = make(ready)
+
+    assert job.error == ""
+    quant = job.quant
+    file = quant.files.get()
+    assert file.path == "tiny-novels-7m-Q8_0.gguf"
+    assert blobs.digest(blobs.path_of(file.blob_id)) == (file.blob_id, quant.file_bytes)
+    assert job.plan["file_bytes"] == quant.file_bytes
+    assert leftovers() == []
+
+
+def test_every_stage_and_every_change_of_state_is_in_the_log(ready, no_speed):
+    job = make(ready)
+
+    stages = [event.stage for event in job.events.filter(kind="stage")]
+    assert stages == [stage.value for stage in Stage]
+    assert [event.text for event in job.events.filter(kind="state")] == [
+        "alice asked for it.",
+        "A worker took the job.",
+        "Q8_0 is published.",
+    ]
+
+
+def test_figures_come_with_how_they_were_measured(ready, no_speed, demo):
+    quant = make(ready).quant
+
+    figures = {figure.metric: figure for figure in quant.measurements.all()}
+    source = demo.measurements.get()
+    assert set(figures) == {Metric.PPL, Metric.PPL_INCREASE}
+    rise = figures[Metric.PPL].value - source.value
+    assert figures[Metric.PPL_INCREASE].value == pytest.approx(rise, abs=1e-9)
+    # Paired errors are far smaller than those of either figure.
+    assert figures[Metric.PPL_INCREASE].deviation < figures[Metric.PPL].deviation / 3
+    method = figures[Metric.PPL].method
+    assert (method["n_ctx"], method["chunks"], method["tokens"]) == (512, 2, 1024)
+    assert len(method["dataset_sha256"]) == 64
+    assert figures[Metric.PPL].hardware["cpu"]
+    assert figures[Metric.PPL].engine["numpy"]
+
+
+def test_what_cannot_be_measured_here_is_said_and_not_invented(ready, no_speed):
+    job = make(ready)
+
+    assert not job.quant.measurements.filter(metric__in=[Metric.PP, Metric.TG]).exists()
+    assert job.events.filter(text__startswith="Speed was not measured here: llama.cpp is not").exists()
+
+
+def test_the_source_is_measured_once(alice, demo, ready, no_speed, monkeypatch):
+    make(ready)
+    calls = []
+    measure = engine.perplexity
+    monkeypatch.setattr(engine, "perplexity", lambda *args: calls.append(args) or measure(*args))
+
+    job = actions.claim(actions.submit(alice, demo, ["Q4_0"]).jobs.get().pk, "worker")
+    journey.make(job)
+
+    assert len(calls) == 1
+    assert demo.measurements.count() == 1
+
+
+def test_progress_is_stored_with_its_start_and_at_most_once_a_second(ready):
+    recorder = journey.Recorder(ready)
+    for done in range(1, 1000):
+        recorder.tell(done, 1000, "bytes", "a file")
+
+    kept = Job.objects.get().progress
+    assert (kept["done"], kept["total"], kept["unit"], kept["item"]) == (1, 1000, "bytes", "a file")
+    assert kept["started_at"]
+
+
+def test_the_last_word_of_a_stage_is_always_stored(ready):
+    recorder = journey.Recorder(ready)
+    recorder.tell(1, 2, "bytes", "")
+    recorder.tell(2, 2, "bytes", "")
+
+    assert Job.objects.get().progress["done"] == 2
+
+
+def test_a_damaged_source_is_named_and_nothing_is_published(ready, demo, leftovers):
+    file = demo.files.get(path="model.safetensors")
+    place = blobs.path_of(file.blob_id)
+    place.chmod(0o644)
+    place.write_bytes(bytes(file.blob.size))
+
+    job = make(ready)
+
+    assert (job.state, job.stage) == (State.FAILED, Stage.FETCH)
+    assert "is damaged" in job.error
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "sentence"),
+    [
+        (engine.Refused("output.weight: row of 96 does not fit"), "refused", "row of 96 does not fit"),
+        (engine.WorthRetry("needs 9.0 MB, has 1.0 MB free"), "retry", "needs 9.0 MB"),
+        (OSError(errno.ENOSPC, "No space left on device"), "retry", "The disk is full. Once that is mended"),
+        (ZeroDivisionError("division by zero"), "fault", "Something went wrong in the hub itself"),
+    ],
+)
+def test_a_failure_says_who_can_mend_it_and_leaves_nothing(
+    ready, monkeypatch, leftovers, raised, kind, sentence
+):
+    def break_down(_source, _plan, destination, _tell):
+        destination.write_bytes(b"GGUF, half of it")
+        raise raised
+
+    monkeypatch.setattr(engine, "quantize", break_down)
+
+    job = make(ready)
+
+    assert (job.state, job.stage, job.error_kind) == (State.FAILED, Stage.QUANTIZE, kind)
+    assert sentence in job.error
+    assert not Quant.objects.exists()
+    assert leftovers() == []
+
+
+def test_a_fault_names_its_log_and_hides_the_traceback(ready, monkeypatch):
+    monkeypatch.setattr(engine, "make_plan", lambda *_: 1 / 0)
+
+    job = make(ready)
+
+    assert f"jobs/{job.pk}-1.log" in job.error
+    assert "division" not in job.error
+
+
+def test_a_straggler_gives_up_without_a_word(ready, monkeypatch, leftovers):
+    def be_overtaken(*_arguments):
+        current = Job.objects.get()
+        actions.release(current, "lost")
+        actions.claim(current.pk, "another")
+        return quantize(*_arguments)
+
+    quantize = engine.quantize
+    monkeypatch.setattr(engine, "quantize", be_overtaken)
+
+    job = make(ready)
+
+    assert (job.state, job.attempt, job.worker) == (State.RUNNING, 2, "another")
+    assert not Quant.objects.exists()
+    assert leftovers() == []

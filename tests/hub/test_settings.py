@@ -1,0 +1,50 @@
+"""What an operator may set is documented, and refused loudly when malformed."""
+
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from hub import settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
+
+
+@pytest.mark.parametrize("setting", settings.SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_is_in_the_operators_page(setting):
+    if not PAGE.exists():
+        pytest.skip("the operators' page is not written yet")
+
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{setting.name}` |")]
+
+    assert len(rows) == 1
+    assert setting.default in rows[0] or setting.name == "QUANTHUB_DATA"
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5"])
+def test_a_number_that_is_none_is_refused_by_name(monkeypatch, text):
+    monkeypatch.setenv("QUANTHUB_THREADS", text)
+
+    with pytest.raises(ImproperlyConfigured, match="QUANTHUB_THREADS must be a whole number"):
+        settings.env_int("QUANTHUB_THREADS")
+
+
+def test_truth_is_0_or_1(monkeypatch):
+    monkeypatch.setenv("QUANTHUB_DEBUG", "yes")
+
+    with pytest.raises(ImproperlyConfigured, match="must be 0 or 1"):
+        settings.env_bool("QUANTHUB_DEBUG")
+
+
+def test_a_secret_may_come_from_a_file(monkeypatch, tmp_path):
+    (tmp_path / "password").write_text("s3cret\n")
+    monkeypatch.setenv("QUANTHUB_ADMIN_PASSWORD_FILE", str(tmp_path / "password"))
+
+    assert settings.env("QUANTHUB_ADMIN_PASSWORD") == "s3cret"
+
+
+def test_a_secret_file_that_cannot_be_read_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("QUANTHUB_ADMIN_PASSWORD_FILE", str(tmp_path / "nothing"))
+
+    with pytest.raises(ImproperlyConfigured, match="cannot read"):
+        settings.env("QUANTHUB_ADMIN_PASSWORD")
