@@ -150,9 +150,10 @@ def gather_bits(bits: Any, *, xp: Any) -> Any:
 
 def scatter_bits(words: Any, *, xp: Any) -> Any:
     """Return uint8 `(n, 4)` as 0/1 `(32, n)`: the inverse of `gather_bits`."""
-    planes = xp.empty((4, 8, words.shape[0]), dtype=xp.uint8)
+    rows = xp.ascontiguousarray(words.T)  # (byte, n)
+    planes = xp.empty((4, 8, rows.shape[1]), dtype=xp.uint8)
     for i in range(8):
-        planes[:, i] = (words.T >> xp.uint8(i)) & xp.uint8(1)  # (byte, n)
+        planes[:, i] = (rows >> xp.uint8(i)) & xp.uint8(1)  # (byte, n)
     return planes.reshape(32, -1)  # (32, n)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from quantcore.errors import UnsupportedTensor
 from quantcore.formats.base import BlockFormat, register
-from quantcore.formats.floats import bfloat_to_float, float_to_bfloat, half_to_float
+from quantcore.formats.floats import bfloat_to_float, float_to_bfloat, float_to_half, half_to_float
 
 
 class F32(BlockFormat):
@@ -23,10 +23,10 @@ class F16(BlockFormat):
     """IEEE 754 binary16, rounded to nearest, ties to even."""
 
     def quantize_blocks(self, blocks: Any, weights: Any | None, *, xp: Any) -> Any:  # noqa: ARG002
-        half = blocks.astype(xp.float16)
-        if not bool(xp.isfinite(half).all()):
+        # From here on numbers round to 65536, which float16 does not have.
+        if blocks.size and float(xp.abs(blocks).max()) >= 65520:
             raise UnsupportedTensor("F16 holds numbers up to 65504; use BF16 or F32")
-        return half.view(xp.uint8)  # (n, 2)
+        return float_to_half(blocks, xp=xp).view(xp.uint8)  # (n, 2)
 
     def dequantize_blocks(self, blocks: Any, *, xp: Any) -> Any:
         return half_to_float(xp.ascontiguousarray(blocks).view(xp.float16), xp=xp)  # (n, 1)

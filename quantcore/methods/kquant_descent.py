@@ -103,9 +103,9 @@ class _Walk:
 
     def run(self, times: int, xp: Any) -> None:
         """Walk over all codes, then again in the columns that changed: the others would stay as they are."""
-        moved = self._step(0, xp)
-        for i in range(1, self.x.shape[0]):
-            moved |= self._step(i, xp)
+        moved = xp.zeros(self.x.shape[1], dtype=xp.bool_)
+        for i in range(self.x.shape[0]):
+            moved[self._step(i, xp)] = True
         active = xp.flatnonzero(moved)
         if times == 1 or not active.size:
             return
@@ -122,18 +122,21 @@ class _Walk:
         self.sum_lx[active], self.sum_l2[active] = again.sum_lx, again.sum_l2
 
     def _step(self, i: int, xp: Any) -> Any:
-        """Reconsider code `i` of every column, given all others; return which columns changed."""
+        """Reconsider code `i` of every column, given all others; return the columns that changed."""
         x, w, code, zero = self.x[i], self.w[i], self.codes[i], xp.float32(0)
         wx = w * x
         rest_lx = self.sum_lx - wx * code
         rest_l2 = self.sum_l2 - w * code * code
         new = xp.rint(x * rest_l2 / rest_lx)
         new.clip(xp.float32(self.low), xp.float32(self.high), out=new)
+        tried = xp.flatnonzero((new != code) & (rest_lx > zero))
+        # Few columns get here: what remains is done for them alone.
+        w, wx, new, rest_lx, rest_l2 = (part[tried] for part in (w, wx, new, rest_lx, rest_l2))
+        old_lx, old_l2 = self.sum_lx[tried], self.sum_l2[tried]
         new_lx = rest_lx + wx * new
         new_l2 = rest_l2 + w * new * new
-        wins = new_lx * new_lx * self.sum_l2 > self.sum_lx * self.sum_lx * new_l2
-        wins &= (new != code) & (rest_lx > zero) & ((rest_l2 if self.rest_positive else new_l2) > zero)
-        xp.copyto(code, new, where=wins)
-        xp.copyto(self.sum_lx, new_lx, where=wins)
-        xp.copyto(self.sum_l2, new_l2, where=wins)
-        return wins
+        wins = new_lx * new_lx * old_l2 > old_lx * old_lx * new_l2
+        wins &= (rest_l2 if self.rest_positive else new_l2) > zero
+        won = tried[wins]
+        code[won], self.sum_lx[won], self.sum_l2[won] = new[wins], new_lx[wins], new_l2[wins]
+        return won

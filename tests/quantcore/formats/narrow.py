@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-DTYPES = "float16 float32 int8 int16 int32 uint8 uint16 uint32"
-MAKE = "arange asarray ascontiguousarray broadcast_to concatenate copyto empty empty_like flatnonzero"
+DTYPES = "bool_ float16 float32 int8 int16 int32 uint8 uint16 uint32"
+MAKE = "arange asarray ascontiguousarray broadcast_to concatenate copyto empty empty_like flatnonzero zeros"
 COMPUTE = "abs add cumsum divide isfinite isinf maximum multiply rint sqrt subtract take trunc where"
-BITS = "bitwise_and left_shift right_shift"
+BITS = "bitwise_and bitwise_or left_shift right_shift"
 
 NARROW = SimpleNamespace(**{name: getattr(np, name) for name in f"{DTYPES} {MAKE} {COMPUTE} {BITS}".split()})

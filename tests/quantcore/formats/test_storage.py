@@ -47,6 +47,22 @@ def test_every_half_becomes_itself(rows):
     assert same_bits(to_float(info("F16", half.shape), half), half.astype(np.float32))
 
 
+def test_float32_rounds_to_half_as_a_cast_does():
+    """Every half, every midpoint between two of them, and their float32 neighbours, of both signs."""
+    half = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middle = (half[1:] + half[:-1]) / 2
+    x = np.concatenate(
+        [half, middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(1e9))]
+    )
+    x = np.concatenate([x, -x])
+
+    packed = get_format("F16").quantize(x)
+
+    assert np.array_equal(
+        packed.parts["blocks"].ravel().view(np.uint16), x.astype(np.float16).view(np.uint16)
+    )
+
+
 def test_every_bfloat_becomes_itself():
     values = to_float(info("BF16", EVERY_HALF.shape), EVERY_HALF)
 
