@@ -117,7 +117,7 @@ def scale_and_minimum(
     low = first_lowest(x, xp=xp)
     minimum = xp.where(low > xp.float32(0), xp.float32(0), low)
     sum_w, sum_x = column_sum(w, xp=xp), column_sum(w * x, xp=xp)
-    codes, scratch = xp.empty_like(x), xp.empty_like(x)
+    codes, scratch, product = xp.empty_like(x), xp.empty_like(x), xp.empty_like(x)
 
     origin = minimum.copy()
     inverse = reciprocal(xp.float32(top), high - minimum, xp=xp)
@@ -128,7 +128,7 @@ def scale_and_minimum(
         reach = xp.float32(first) + xp.float32(step) * xp.float32(i) + xp.float32(top)
         trial = reciprocal(reach, high - minimum, xp=xp)
         _round_above(x, minimum, trial, top, codes, xp)
-        solvable, new_scale, new_minimum = _least_squares(x, w, codes, sum_w, sum_x, scratch, xp)
+        solvable, new_scale, new_minimum = _least_squares(x, w, codes, sum_w, sum_x, scratch, product, xp)
         new_error = _line_error(x, w, codes, new_scale, new_minimum, absolute, scratch, xp)
         wins = solvable & (new_error < error)
         xp.copyto(origin, minimum, where=wins)
@@ -140,13 +140,12 @@ def scale_and_minimum(
 
 
 def _least_squares(
-    x: Any, w: Any, codes: Any, sum_w: Any, sum_x: Any, scratch: Any, xp: Any
+    x: Any, w: Any, codes: Any, sum_w: Any, sum_x: Any, scratch: Any, product: Any, xp: Any
 ) -> tuple[Any, Any, Any]:
     """Return whether a column determines a line, and its scale and minimum, the latter at most 0."""
     xp.multiply(w, codes, out=scratch)
     sum_l = column_sum(scratch, xp=xp)
-    wlx = scratch * x
-    sum_xl = column_sum(wlx, xp=xp)
+    sum_xl = column_sum(xp.multiply(scratch, x, out=product), xp=xp)
     sum_l2 = column_sum(xp.multiply(scratch, codes, out=scratch), xp=xp)
     determinant = sum_w * sum_l2 - sum_l * sum_l
     scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
