@@ -289,11 +289,11 @@ def verify(path: Path, plan: Plan) -> None:
 
 def perplexity(source: Source, text: Path, tell: Tell) -> Quality:
     """Measure perplexity on a text by llama-perplexity's protocol."""
-    from quantcore import evaluate
+    from quantcore.evaluate.perplexity import perplexity as quantcore_perplexity
 
     raw = text.read_bytes()
     with translated():
-        found = evaluate.perplexity(
+        found = quantcore_perplexity(
             source,
             raw.decode(),
             n_ctx=N_CTX,
@@ -329,18 +329,18 @@ def protocol_key(protocol: Mapping[str, Any]) -> str:
 
 def increase(baseline: Losses, losses: Losses) -> Figure:
     """Return how much perplexity rises over the baseline, with the error of paired differences."""
-    from quantcore import evaluate
+    from quantcore.evaluate.perplexity import compare as quantcore_compare
 
-    found = evaluate.compare(baseline, losses)
+    found = quantcore_compare(baseline, losses)
     return Figure(found.difference, found.difference_stderr)
 
 
 def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
     """Measure prompt and generation speed in llama.cpp itself; raises `NoEngine` where it is missing."""
-    from quantcore import evaluate
+    from quantcore.evaluate.speed import bench as quantcore_bench
 
     with translated():
-        found = evaluate.bench(
+        found = quantcore_bench(
             path, pp=N_PROMPT, tg=N_GENERATED, threads=settings.JOB_THREADS, report=_reporter(tell)
         )
     results = {result.test: result for result in found.results}
@@ -361,9 +361,9 @@ def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
 
 def hardware() -> dict[str, Any]:
     """Describe the machine that measures."""
-    from quantcore import evaluate
+    from quantcore.evaluate.hardware import hardware as quantcore_hardware
 
-    return dataclasses.asdict(evaluate.hardware())
+    return dataclasses.asdict(quantcore_hardware())
 
 
 def versions() -> dict[str, str]:

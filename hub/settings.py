@@ -111,11 +111,9 @@ def _secret_key() -> str:
 
 
 SECRET_KEY = _secret_key()
-ALLOWED_HOSTS = [h.strip() for h in env("QUANTHUB_ALLOWED_HOSTS").split(",") if h.strip()] or [
-    "localhost",
-    "127.0.0.1",
-    "[::1]",
-]
+# Local names always work: `quanthub up` and health checks on this machine use them.
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", HOST]
+ALLOWED_HOSTS += [name.strip() for name in env("QUANTHUB_ALLOWED_HOSTS").split(",") if name.strip()]
 
 INSTALLED_APPS = [
     "hub.accounts",

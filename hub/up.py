@@ -97,8 +97,8 @@ def _told_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def _url() -> str:
-    host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
-    return f"http://{host}:{settings.PORT}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.HOST, settings.HOST)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
 
 
 def _require_free_port() -> None:
@@ -119,13 +119,16 @@ def _prepare() -> None:
     """Bring database and static files up to date; see that someone can sign in and has something to try."""
     from hub import blobs, engine
     from hub.catalog.actions import import_demo
+    from hub.catalog.models import Model
 
     say(f"Preparing {settings.DATA_DIR} ...")
     try:
         call_command("migrate", interactive=False, verbosity=0)
         call_command("collectstatic", interactive=False, verbosity=0)
         _first_admin()
-        import_demo()
+        # Who deletes the demo later does not want it back at the next start.
+        if not Model.objects.exists():
+            import_demo()
     except DatabaseError as exc:
         raise Failed(f"The database cannot be used: {exc}") from exc
     except (engine.EngineError, blobs.BlobError) as exc:
@@ -163,7 +166,11 @@ def _broker_address(started: list[Service]) -> broker.Broker:
 
 
 def _start(started: list[Service], broker_url: str) -> None:
-    environment = {"REDIS_URL": broker_url, "PYTHONUNBUFFERED": "1"}
+    environment = {
+        "REDIS_URL": broker_url,
+        "QUANTHUB_DATA": str(settings.DATA_DIR),
+        "PYTHONUNBUFFERED": "1",
+    }
     # gunicorn would read options of another project from here.
     environment["GUNICORN_CMD_ARGS"] = ""
     commands = {

@@ -132,8 +132,7 @@ class EventOut(Schema):
         return cls.model_validate({name: getattr(event, name) for name in cls.model_fields})
 
 
-class JobDetail(Schema):
-    job: JobOut
+class JobDetail(JobOut):
     plan: dict[str, Any]
     events: list[EventOut]
     quant: QuantOut | None

@@ -103,7 +103,7 @@ def one_job(request: HttpRequest, job_id: str) -> JobDetail:
     jobs = Job.objects.prefetch_related("events", Prefetch("quant", _whole_quants()))
     job = get_object_or_404(jobs, pk=job_id)
     return JobDetail(
-        job=JobOut.of(job),
+        **JobOut.of(job).model_dump(),
         plan=job.plan,
         events=[EventOut.of(event) for event in job.events.all()],
         quant=QuantOut.of(request, job.quant) if job.quant else None,

@@ -23,13 +23,15 @@ logger = logging.getLogger(__name__)
 def make(job: Job) -> None:
     """Walk a running job through its stages, or end it with the sentence that says why not."""
     try:
+        if actions.settle_for_existing(job):
+            return
         with workspace.fresh(job) as folder:
             Journey(job, folder).walk()
     except actions.Stale:
         logger.warning("job %s: attempt %s was taken away", job.pk, job.attempt)
     except (engine.EngineError, blobs.BlobError) as exc:
         logger.exception("job %s failed", job.pk)
-        actions.fail(job, Job.ErrorKind(exc.kind), str(exc))
+        actions.fail(job, Job.ErrorKind(exc.kind), _without_paths(str(exc), workspace.folder(job)))
     except OSError as exc:
         logger.exception("job %s failed", job.pk)
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
@@ -43,6 +45,11 @@ def make(job: Job) -> None:
             Job.ErrorKind.FAULT,
             f"Something went wrong in the hub itself. For whoever runs it: log jobs/{reference}.log.",
         )
+
+
+def _without_paths(text: str, folder: Path) -> str:
+    """Name files as the model names them: where the hub keeps them is nobody's business."""
+    return text.replace(f"{folder}/source/", "").replace(f"{folder}/", "").replace(str(folder), "the disk")
 
 
 class Recorder:

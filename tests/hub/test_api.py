@@ -63,7 +63,7 @@ def test_a_request_makes_a_job_for_the_tokens_owner(client, revision, token, ali
     assert answer.json()["state"] == "queued"
     assert Request.objects.get().user == alice
     job = client.get(f"/api/v1/jobs/{Job.objects.get().pk}").json()
-    assert (job["job"]["level"], job["events"][0]["text"]) == ("Q4_K_M", "alice asked for it.")
+    assert (job["level"], job["events"][0]["text"]) == ("Q4_K_M", "alice asked for it.")
 
 
 def test_a_finished_request_shows_its_quants(client, quant, token):

@@ -1,6 +1,8 @@
 """A job's whole journey with the real engine, in this process."""
 
 import errno
+import re
+import resource
 
 import pytest
 
@@ -123,6 +125,31 @@ def test_a_damaged_source_is_named_and_nothing_is_published(ready, demo, leftove
     assert (job.state, job.stage) == (State.FAILED, Stage.FETCH)
     assert "is damaged" in job.error
     assert leftovers() == []
+
+
+def test_a_disk_too_small_for_the_quant_says_so_and_leaves_nothing(ready, leftovers):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, hard))
+    try:
+        job = make(ready)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert (job.state, job.stage, job.error_kind) == (State.FAILED, Stage.QUANTIZE, "retry")
+    assert re.match(r"tiny-novels-7m-Q8_0\.gguf: needs 7\.\d MB, the disk has [\d,.]+ MB free$", job.error)
+    assert leftovers() == []
+
+
+def test_a_quant_published_by_another_job_meanwhile_is_taken_over(ready, no_speed, alice, demo):
+    quant = make(ready).quant
+    late = Job.objects.create(
+        request=ready.request, revision=demo, level="Q8_0", recipe_fingerprint=ready.recipe_fingerprint
+    )
+
+    journey.make(actions.claim(late.pk, "worker"))
+
+    late.refresh_from_db()
+    assert (late.state, late.quant) == (State.DONE, quant)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Every write to requests and jobs: asking, a job's steps, its publication, putting right what was lost."""
 
 from hub.jobs.actions.asking import Refused, cancel, may_manage, retry, submit
-from hub.jobs.actions.publishing import Artifact, Measured, publish
+from hub.jobs.actions.publishing import Artifact, Measured, publish, settle_for_existing
 from hub.jobs.actions.reconciling import reconcile
 from hub.jobs.actions.steps import (
     IllegalStep,
@@ -39,5 +39,6 @@ __all__ = [
     "record",
     "release",
     "retry",
+    "settle_for_existing",
     "submit",
 ]

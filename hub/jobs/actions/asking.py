@@ -101,8 +101,9 @@ def _job_for(request: Request, level: str) -> Job:
                 job=job, kind=JobEvent.Kind.STATE, text=f"{_name(request.user)} asked for it."
             )
     except IntegrityError:
-        # The constraint "one live job per recipe" spoke: someone else's job is under way.
-        return Job.objects.active().get(revision=request.revision, recipe_fingerprint=fingerprint)
+        # The constraint "one live job per recipe" spoke: someone else's job is under way, or was just now.
+        live = Job.objects.active().filter(revision=request.revision, recipe_fingerprint=fingerprint).first()
+        return live or _job_for(request, level)
     wake.send(job.pk)
     return job
 

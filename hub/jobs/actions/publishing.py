@@ -54,6 +54,16 @@ def publish(job: Job, artifact: Artifact) -> Quant:
     return quant
 
 
+def settle_for_existing(job: Job) -> bool:
+    """End a job with the quant that was published before it started, if there is one, and say so."""
+    quant = Quant.objects.filter(revision=job.revision, recipe_fingerprint=job.recipe_fingerprint).first()
+    if quant is None:
+        return False
+    text = f"{quant.level} had been made already."
+    move(job, State.DONE, text, quant=quant, plan=quant.plan, finished=timezone.now())
+    return True
+
+
 def _record(job: Job, artifact: Artifact) -> Quant:
     quant = Quant.objects.create(
         revision=job.revision,
