@@ -16,6 +16,7 @@ from quantcore.errors import InputError, MissingEngine, ResourceError, Unreadabl
 from quantcore.evaluate.blas import usable_cores
 from quantcore.sources.gguf import open_gguf
 
+COMMAND = ("-m", "quantcore.evaluate.engine_child")
 POLL_SECONDS = 0.5  # how often a caller that waits may change its mind
 
 # Called after each run with runs done and all runs, and meanwhile with None.
@@ -60,7 +61,7 @@ def run_job(path: Path, job: dict[str, Any], heard: Heard) -> Answer:
 
 
 def _converse(job: dict[str, Any], log: IO[str], heard: Heard) -> dict[str, Any]:
-    command = [sys.executable, "-m", "quantcore.evaluate.engine_child"]
+    command = [sys.executable, *COMMAND]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as child:
         try:
             if child.stdin is None or child.stdout is None:

@@ -1,0 +1,93 @@
+"""The forward pass once more: float64, one token and one head at a time, from Hugging Face's weights.
+
+It shares nothing with the product: Hugging Face's row order, its rotation of halves, its names.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def rope_frequencies(config, size):
+    rope = config.get("rope_parameters") or {}
+    theta = rope.get("rope_theta") or config.get("rope_theta")
+    frequencies = [theta ** (-2 * i / size) for i in range(size // 2)]
+    if config.get("rope_scaling"):
+        return [f / config["rope_scaling"]["factor"] for f in frequencies]
+    if rope.get("rope_type") == "llama3":
+        return [_llama3(f, rope) for f in frequencies]
+    return frequencies
+
+
+def _llama3(frequency, rope):
+    length, low, high = (
+        rope["original_max_position_embeddings"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+    )
+    wavelength = 2 * math.pi / frequency
+    if wavelength < length / high:
+        return frequency
+    if wavelength > length / low:
+        return frequency / rope["factor"]
+    smooth = (length / wavelength - low) / (high - low)
+    return (1 - smooth) * frequency / rope["factor"] + smooth * frequency
+
+
+def rotate(head, position, frequencies):
+    half = len(head) // 2
+    turned = np.empty_like(head)
+    for i, frequency in enumerate(frequencies):
+        cos, sin = math.cos(position * frequency), math.sin(position * frequency)
+        turned[i] = head[i] * cos - head[i + half] * sin
+        turned[i + half] = head[i + half] * cos + head[i] * sin
+    return turned
+
+
+def norm(x, weight, eps):
+    return x / np.sqrt(np.mean(x * x) + eps) * weight
+
+
+def logits(config, weights, tokens):
+    """Return float64 `(len(tokens), vocab)`."""
+    w = {name: array.astype(np.float64) for name, array in weights.items()}
+    eps, heads, kv_heads = (
+        config["rms_norm_eps"],
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+    )
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    frequencies = rope_frequencies(config, size)
+    states = [w["model.embed_tokens.weight"][token] for token in tokens]
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}."
+        keys, values = [], []
+        for position, x in enumerate(states):
+            normed = norm(x, w[f"{block}input_layernorm.weight"], eps)
+            q, k, v = (_project(w, f"{block}self_attn.{p}_proj", normed) for p in "qkv")
+            q, k = q.reshape(heads, size), k.reshape(kv_heads, size)
+            if f"{block}self_attn.q_norm.weight" in w:
+                q = np.stack([norm(head, w[f"{block}self_attn.q_norm.weight"], eps) for head in q])
+                k = np.stack([norm(head, w[f"{block}self_attn.k_norm.weight"], eps) for head in k])
+            keys.append([rotate(head, position, frequencies) for head in k])
+            values.append(v.reshape(kv_heads, size))
+            mixed = []
+            for h in range(heads):
+                g, query = h // (heads // kv_heads), rotate(q[h], position, frequencies)
+                scores = np.array([query @ key[g] for key in keys]) / math.sqrt(size)
+                share = np.exp(scores - scores.max())
+                mixed.append(sum(s * value[g] for s, value in zip(share / share.sum(), values, strict=True)))
+            attended = x + _project(w, f"{block}self_attn.o_proj", np.concatenate(mixed))
+            normed = norm(attended, w[f"{block}post_attention_layernorm.weight"], eps)
+            gate, up = (_project(w, f"{block}mlp.{p}_proj", normed) for p in ("gate", "up"))
+            states[position] = attended + _project(
+                w, f"{block}mlp.down_proj", gate / (1 + np.exp(-gate)) * up
+            )
+    output = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+    return np.stack([output @ norm(x, w["model.norm.weight"], eps) for x in states])
+
+
+def _project(w, name, x):
+    return w[f"{name}.weight"] @ x + w.get(f"{name}.bias", 0.0)

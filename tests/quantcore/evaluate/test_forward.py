@@ -1,0 +1,213 @@
+"""The forward pass against plain loops in float64, and that each of its parts matters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from quantcore.convert import open_huggingface
+from quantcore.errors import Cancelled, UnreadableFile
+from quantcore.evaluate import forward
+from quantcore.evaluate.forward import map_logits
+from quantcore.evaluate.ops import attend
+from quantcore.evaluate.rope import Rope, make_rope
+from quantcore.ggufkv import f32, string, u32
+from quantcore.tensors import Tensor
+from tests.quantcore.convert.families import FAMILIES, config_of, weights_of, write_model
+from tests.quantcore.evaluate import reference
+
+TOKENS = np.random.default_rng(3).integers(0, 259, size=(3, 24)).astype(np.int32)
+TOLERANCE = 2e-4  # of logits whose spread is several units
+
+
+def ours(source, tokens=TOKENS, **options):
+    return np.stack(map_logits(source, tokens, lambda _chunk, logits: logits, threads=1, **options))
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def source(tmp_path, family):
+    write_model(tmp_path, family)
+    return open_huggingface(tmp_path)
+
+
+def far_from(logits, source, **options):
+    return np.abs(ours(source, **options) - logits).max() > 100 * TOLERANCE
+
+
+def with_tensor(source, name, change):
+    """Return `source` with the rows of `name`, in every layer, changed; or without it if `change` is None."""
+
+    def named(tensor):
+        return tensor.name == name or tensor.name.endswith(f".{name}")
+
+    def changed(tensor):
+        rows = change(tensor.read())
+        return Tensor(tensor.info, lambda start, stop: rows[start:stop])
+
+    kept = [t for t in source.tensors if change is not None or named(t)]
+    return replace(source, tensors=tuple(changed(t) if named(t) else t for t in kept))
+
+
+def test_every_family_computes_what_plain_loops_compute(source, family):
+    logits = ours(source)
+
+    for chunk, tokens in enumerate(TOKENS):
+        expected = reference.logits(config_of(family), weights_of(config_of(family)), tokens)[:-1]
+        assert np.abs(logits[chunk] - expected).max() < TOLERANCE
+        assert expected.std() > 0.5
+
+
+def test_a_later_first_gives_the_same_rows(source):
+    assert np.allclose(ours(source, first=11), ours(source)[:, 11:], atol=TOLERANCE)
+
+
+def test_chunks_do_not_see_each_other(source):
+    assert np.allclose(ours(source)[2], ours(source, TOKENS[2:])[0], atol=TOLERANCE)
+
+
+def test_the_order_of_rows_of_q_matters(tmp_path):
+    write_model(tmp_path, "mistral")
+    source, rows = open_huggingface(tmp_path), weights_of(config_of("mistral"))
+
+    raw = with_tensor(source, "blk.0.attn_q.weight", lambda _: rows["model.layers.0.self_attn.q_proj.weight"])
+
+    assert far_from(ours(source), raw)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("qwen2", "attn_q.bias"),
+        ("qwen2", "attn_v.bias"),
+        ("qwen3", "attn_k_norm.weight"),
+        ("llama", "rope_freqs.weight"),
+    ],
+)
+def test_biases_norms_and_rope_factors_matter(source, name):
+    assert far_from(ours(source), with_tensor(source, name, lambda rows: np.full_like(rows, 1.25)))
+
+
+def test_an_output_matrix_is_not_the_embeddings(tmp_path):
+    write_model(tmp_path, "qwen3")
+    source = open_huggingface(tmp_path)
+
+    assert far_from(ours(source), with_tensor(source, "output.weight", None))
+
+
+@pytest.mark.parametrize("changes", [{"rope.freq_base": f32(50.0)}, {"attention.head_count_kv": u32(1)}])
+def test_rope_base_and_shared_keys_matter(tmp_path, changes):
+    write_model(tmp_path, "linear")
+    source = open_huggingface(tmp_path)
+    other = replace(
+        source, metadata={**source.metadata, **{f"llama.{key}": value for key, value in changes.items()}}
+    )
+
+    if "attention.head_count_kv" in changes:
+        with pytest.raises(
+            UnreadableFile, match=r"blk\.0\.attn_k\.weight is \[16, 32\], the metadata mean \[8, 32\]"
+        ):
+            ours(other)
+    else:
+        assert far_from(ours(source), other)
+
+
+def test_the_two_kinds_of_rope_turn_different_pairs():
+    angles = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    heads = np.random.default_rng(5).standard_normal((1, 3, 2, 8)).astype(np.float32)
+    normal, neox = heads.copy(), heads.copy()
+
+    Rope("normal", np.cos(angles), np.sin(angles)).rotate(normal)
+    Rope("neox", np.cos(angles), np.sin(angles)).rotate(neox)
+
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    shuffled = heads[..., order].copy()
+    Rope("normal", np.cos(angles), np.sin(angles)).rotate(shuffled)
+    assert np.allclose(shuffled, neox[..., order], atol=1e-6)
+    assert not np.allclose(normal, neox, atol=0.1)
+
+
+def test_yarn_keeps_fast_turns_slows_slow_ones_and_strengthens_all(tmp_path):
+    write_model(tmp_path, "qwen3")
+    source = open_huggingface(tmp_path)
+    yarn = {"qwen3.rope.scaling.type": string("yarn"), "qwen3.rope.scaling.factor": f32(4.0)}
+    yarn |= {"qwen3.rope.scaling.original_context_length": u32(512), "qwen3.rope.freq_base": f32(1e4)}
+    scaled = make_rope(replace(source, metadata={**source.metadata, **yarn}), "neox", 16, 2)
+
+    strength = 1 + 0.1 * np.log(4.0)
+    angles = np.arctan2(scaled.sin[1], scaled.cos[1])
+    plain = 1e4 ** -(np.arange(8) / 8)
+    assert np.allclose(np.hypot(scaled.sin, scaled.cos), strength)
+    assert np.allclose(angles[:1], plain[:1])
+    assert np.allclose(angles[-2:], plain[-2:] / 4)
+
+
+def test_a_window_hides_what_lies_before_it():
+    random = np.random.default_rng(6)
+    q, k, v = (random.standard_normal((1, 9, 2, 4)).astype(np.float32) for _ in range(3))
+
+    seen = attend(q, k, v, 0, window=3)[:, 8]
+    alone = attend(q[:, 8:], k[:, 6:], v[:, 6:], 2)[:, 0]
+
+    assert np.allclose(seen, alone, atol=1e-6)
+    assert not np.allclose(seen, attend(q, k, v, 0)[:, 8], atol=1e-3)
+
+
+def test_blocks_of_queries_do_not_show():
+    random = np.random.default_rng(6)
+    q, k, v = (random.standard_normal((2, 300, heads, 4)).astype(np.float32) for heads in (4, 2, 2))
+
+    whole = attend(q, k, v, 0)
+
+    late = attend(q[:, 150:], k, v, 150)
+    assert np.allclose(whole[:, 150:], late, atol=1e-6)
+
+
+def test_groups_of_chunks_do_not_show(tmp_path, monkeypatch):
+    write_model(tmp_path, "llama")
+    source = open_huggingface(tmp_path)
+    together = ours(source)
+
+    monkeypatch.setattr(forward, "GROUP_BYTES", 1)
+
+    assert np.allclose(ours(source), together, atol=TOLERANCE)
+
+
+def test_an_observer_sees_every_input_of_every_matrix(tmp_path):
+    write_model(tmp_path, "llama")
+    seen = {}
+
+    def observe(name, x):
+        seen[name] = seen.get(name, 0) + len(x)
+
+    source = open_huggingface(tmp_path)
+    observed = ours(source, first=12, observe=observe)
+
+    matrices = {t.name for t in source.tensors if t.name.startswith("blk.") and len(t.info.shape) == 2}
+    assert seen == dict.fromkeys(matrices, TOKENS.size)
+    assert np.allclose(observed, ours(source, first=12), atol=TOLERANCE)
+
+
+def test_a_report_may_stop_the_pass(tmp_path):
+    write_model(tmp_path, "llama")
+
+    def stop(progress):
+        assert progress.done <= progress.total == 9
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        ours(open_huggingface(tmp_path), report=stop)
+
+
+def test_a_missing_layer_is_named(tmp_path):
+    write_model(tmp_path, "llama")
+    source = with_tensor(open_huggingface(tmp_path), "blk.1.ffn_up.weight", None)
+
+    with pytest.raises(UnreadableFile, match=r"has no tensor blk\.1\.ffn_up\.weight"):
+        ours(source)

@@ -1,0 +1,102 @@
+"""Speed comes from llama.cpp itself, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from quantcore.cli import main
+from quantcore.convert import open_model
+from quantcore.errors import Cancelled, InputError, MissingEngine, ResourceError, UnreadableFile
+from quantcore.evaluate import engine
+from quantcore.evaluate.forward import map_logits
+from quantcore.evaluate.hardware import hardware
+from quantcore.evaluate.speed import bench, generate
+from quantcore.evaluate.tokenizer import load_tokenizer
+from quantcore.pipeline import quantize
+from quantcore.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, pytestconfig):
+    pytest.importorskip("xllamacpp")
+    source = open_model(pytestconfig.rootpath / "hub/demo/tiny-novels-7m")
+    path = tmp_path_factory.mktemp("speed") / "demo.gguf"
+    return quantize(source, make_plan(source, "F16"), path).path
+
+
+def test_bench_prints_one_document_and_nothing_else(demo, capfd):
+    assert main(["bench", str(demo), "--pp", "16", "--tg", "4", "--runs", "2", "--json"]) == 0
+
+    document = json.loads(capfd.readouterr().out)
+    assert [(r["test"], r["runs"]) for r in document["results"]] == [("pp16", 2), ("tg4", 2)]
+    assert all(r["mean"] > 0 for r in document["results"])
+    assert (document["engine"], document["backend"][:3]) == ("llama.cpp", document["backend"][:3])
+    assert document["engine_version"].startswith("xllamacpp ")
+    assert document["memory"]["model"] == pytest.approx(13.6e6, rel=0.05)
+    assert document["memory"]["kv"] > 0
+
+
+def test_a_prompt_as_long_as_the_trained_context_can_be_timed(demo):
+    assert [result.test for result in bench(demo, pp=512, tg=1, runs=1).results] == ["pp512", "tg1"]
+
+
+def test_llama_cpp_writes_what_the_forward_pass_finds_likeliest(demo):
+    source = open_model(demo)
+    prompt = "It was a dark and stormy night, and the"
+
+    text = generate(demo, prompt, 6)
+
+    ids = load_tokenizer(source).encode(prompt).tolist()
+    for _ in range(6):
+        tokens = np.asarray([[*ids, 0]], dtype=np.int32)
+        ids.append(int(map_logits(source, tokens, lambda _chunk, logits: logits[-1].argmax())[0]))
+    words = [source.get("tokenizer.ggml.tokens")[index] for index in ids[-6:]]
+    assert text == "".join(words).replace("Ġ", " ").replace("Ċ", "\n")
+
+
+def test_cancelling_ends_the_child(demo):
+    def stop(_progress):
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        bench(demo, pp=16, tg=4, runs=1, report=stop)
+
+
+def test_bad_requests_are_refused_before_anything_starts(demo, tmp_path):
+    with pytest.raises(InputError, match="is a directory"):
+        bench(tmp_path)
+    with pytest.raises(InputError, match="at least 1"):
+        bench(demo, runs=0)
+    with pytest.raises(UnreadableFile, match=r"gone\.gguf"):
+        bench(tmp_path / "gone.gguf")
+
+
+def answered_by(monkeypatch, code):
+    """Let a child that runs `code` answer in the place of the one that holds llama.cpp."""
+    monkeypatch.setattr(engine, "COMMAND", ("-c", code))
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [
+        ("import os; os.abort()", ResourceError, r"llama\.cpp died \(signal 6\): it said nothing"),
+        ("""print('{"missing": "no xllamacpp"}')""", MissingEngine, r"pip install 'quanthub\[up\]'"),
+        ("""print('{"error": "RuntimeError: no"}')""", UnreadableFile, "cannot run it: RuntimeError: no"),
+    ],
+)
+def test_what_befalls_the_engine_is_an_error_of_ours(demo, monkeypatch, code, error, said):
+    answered_by(monkeypatch, code)
+
+    with pytest.raises(error, match=said):
+        bench(demo, pp=16, tg=4, runs=1)
+
+
+def test_hardware_names_the_machine():
+    found = hardware()
+
+    assert found.cpu
+    assert found.cores >= 1
+    assert found.ram > 1 << 28

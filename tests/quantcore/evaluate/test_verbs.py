@@ -1,0 +1,66 @@
+"""The verbs convert and perplexity keep their contract."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from quantcore.cli import main
+from tests.quantcore.convert.families import write_model
+
+TEXT = "the quick brown fox jumps over the lazy dog, and then the other. " * 12
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_model(tmp_path / "model", "qwen2", "BF16")
+    (tmp_path / "text").write_text(TEXT)
+    return tmp_path
+
+
+def run(capfd, *arguments):
+    status = main([str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize(("outtype", "level"), [("auto", "BF16"), ("f16", "F16"), ("f32", "F32")])
+def test_convert_makes_the_type_asked_for(model, capfd, outtype, level):
+    status, out, _ = run(
+        capfd, "convert", model / "model", model / "out.gguf", "--outtype", outtype, "--json"
+    )
+
+    document = json.loads(out)
+    assert (status, document["level"]) == (0, level)
+    assert document["file_bytes"] == (model / "out.gguf").stat().st_size
+
+
+def test_perplexity_prints_the_fields_of_the_contract(model, capfd):
+    text, base = model / "text", model / "base"
+
+    _, saved, _ = run(capfd, "perplexity", model / "model", text, "--ctx", 32, "--save-base", base, "--json")
+    _, compared, _ = run(capfd, "perplexity", model / "model", text, "--kl-base", base, "--json")
+
+    fields = {"ppl", "ppl_stderr", "n_ctx", "chunks", "tokens", "seconds", "tokens_per_second"}
+    assert set(json.loads(saved)) == fields
+    assert set(json.loads(compared)) >= fields | {"kld", "same_top", "rms_dp"}
+    assert set(json.loads(compared)["kld"]) == {"mean", "stderr", "median", "p99", "p999", "max"}
+
+
+def test_people_read_sentences(model, capfd):
+    status, out, _ = run(capfd, "perplexity", model / "model", model / "text", "--ctx", 32, "--chunks", 3)
+
+    assert status == 0
+    assert out.startswith("perplexity ")
+    assert "(3 chunks of 32 tokens" in out
+
+
+def test_a_failure_is_one_line_that_names_the_file(model, capfd):
+    (model / "latin").write_bytes(b"caf\xe9" * 999)
+
+    status, out, err = run(capfd, "perplexity", model / "model", model / "latin")
+
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "latin: is not UTF-8 text: byte 3 is 0xe9" in err
