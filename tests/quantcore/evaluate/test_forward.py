@@ -51,7 +51,7 @@ def with_tensor(source, name, change):
         rows = change(tensor.read())
         return Tensor(tensor.info, lambda start, stop: rows[start:stop])
 
-    kept = [t for t in source.tensors if change is not None or named(t)]
+    kept = [t for t in source.tensors if change is not None or not named(t)]
     return replace(source, tensors=tuple(changed(t) if named(t) else t for t in kept))
 
 
