@@ -43,7 +43,9 @@ def scale_by_descent(x: Any, half: int, *, xp: Any) -> CodesFit:
 def scale_of_scales(x: Any, w: Any, top: int, *, xp: Any) -> CodesFit:
     """Find scale and codes `0 ... top` for non-negative `x` with weights `w`.
 
-    Tries nine roundings first and walks from the best. The model is `make_qp_quants` of [1]_.
+    Tries nine roundings first and walks from the best. The model is `make_qp_quants` of [1]_, but for one
+    case: importance that varies by many orders of magnitude within a group can make a fitted scale negative
+    by rounding error. The model's unsigned code then wraps around and spills into its neighbours; here it is 0.
     """
     peak = x.max(axis=0)  # (n,)
     live = peak >= xp.float32(NOTHING)

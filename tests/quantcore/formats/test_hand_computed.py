@@ -9,6 +9,7 @@ from gguf.quants import dequantize, quantize
 
 from quantcore.errors import UnsupportedTensor
 from quantcore.formats import get_format
+from quantcore.methods.kquant_descent import scale_of_scales
 
 LEGACY = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 
@@ -69,6 +70,15 @@ def test_q4_k_stores_a_lattice_exactly():
 
     expected = half(1.0) + half(1.0) + bytes([255] * 12) + bytes([code * 17 for code in range(16)] * 8)
     assert packed.parts["blocks"].tobytes() == expected
+
+
+def test_a_negative_scale_of_a_group_gets_code_0():
+    """Rounding error can make one; its code must not wrap around into the neighbouring fields."""
+    scales = np.array([[1.0, 2.0], [-0.3, 1.0], [0.5, -1e-3], [1.0, 2.0]], np.float32)
+
+    codes = scale_of_scales(scales, np.ones_like(scales), 63, xp=np).codes
+
+    assert np.array_equal(codes, [[63, 63], [0, 32], [32, 0], [63, 63]])
 
 
 @pytest.mark.parametrize("name", LEGACY)
