@@ -45,7 +45,7 @@ def scale_of_scales(x: Any, w: Any, top: int, *, xp: Any) -> CodesFit:
 
     Tries nine roundings first and walks from the best. The model is `make_qp_quants` of [1]_, but for one
     case: importance that varies by many orders of magnitude within a group can make a fitted scale negative
-    by rounding error. The model's unsigned code then wraps around and spills into its neighbours; here it is 0.
+    by rounding error. The model's unsigned code then wraps around into its neighbours; here it is 0.
     """
     peak = x.max(axis=0)  # (n,)
     live = peak >= xp.float32(NOTHING)
