@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     # What the hub passes along and never looks into.
     Source = base.Source
     Plan = planning.Plan
-    Losses = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+    Losses = npt.NDArray[np.float64]
 
 Kind = Literal["refused", "retry", "fault"]
 Tell = Callable[[dict[str, Any]], None]

@@ -43,7 +43,8 @@ def supervise(job: Job, stopping: threading.Event, command: Sequence[str] | None
             why = _watch(job, child, stopping)
         _conclude(job, child.returncode, why)
     except actions.Stale:
-        logger.warning("job %s: attempt %s was taken away", job.pk, job.attempt)
+        # The child has just ended the job itself, or another worker has it by now.
+        logger.info("job %s: attempt %s is over", job.pk, job.attempt)
     finally:
         workspace.wipe(job)
 

@@ -6,8 +6,10 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from celery.signals import worker_ready, worker_shutting_down
+from django.conf import settings
 from django.db import close_old_connections
 
 from hub import blobs
@@ -16,7 +18,7 @@ from hub.jobs import actions
 from hub.jobs.supervise import supervise
 from hub.jobs.wake import TASK
 
-RECONCILE_SECONDS = 15.0
+LONGEST_BETWEEN_RECONCILING = 15.0
 stopping = threading.Event()
 logger = logging.getLogger(__name__)
 
@@ -45,18 +47,19 @@ def _start_reconciling(**_signal: object) -> None:
 
 
 def _reconcile_for_ever() -> None:
+    pause = min(LONGEST_BETWEEN_RECONCILING, settings.LEASE_SECONDS / 2)
     _safely(blobs.sweep)
     while True:
         _safely(actions.reconcile)
-        if stopping.wait(RECONCILE_SECONDS):
+        if stopping.wait(pause):
             return
 
 
-def _safely(chore: object) -> None:
+def _safely(chore: Callable[[], object]) -> None:
     """Run a chore; a database that is away for a moment must not end the thread."""
     close_old_connections()
     try:
-        chore()  # type: ignore[operator]
+        chore()
     except Exception:
         logger.exception("a chore of the reconciler failed; it is tried again")
     finally:

@@ -47,8 +47,8 @@ def _recover(job: Job) -> None:
             "often the machine ran out of memory.",
         )
     else:
+        logger.warning("job %s: worker %s fell silent", job.pk, job.worker)
         release(job, "The job's worker fell silent; the job waits for another one.", lost=losses)
-        logger.warning("job %s: worker %s lost, job queued again", job.pk, job.worker)
 
 
 def _resend_waiting() -> None:
