@@ -61,8 +61,8 @@ def attend(q: Floats, k: Floats, v: Floats, start: int, window: int | None = Non
 def _mask(scores: Floats, first: int, low: int, window: int | None) -> None:
     """Hide later positions, and those before the window, from scores whose rows begin at position `first`."""
     rows, keys = scores.shape[-2:]
-    # Adding minus infinity is several times faster than storing it through an index, and without a window only
-    # the last square of keys has positions later than some row.
+    # Adding minus infinity is several times faster than storing it through an index, and without a window
+    # only the last square of keys has positions later than some row.
     skip = keys - rows if window is None else 0
     ahead = np.arange(low + skip, low + keys)[None, :] - np.arange(first, first + rows)[:, None]
     hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)  # (rows, keys - skip)

@@ -86,12 +86,11 @@ def test_unknown_rope_scaling_is_refused_by_name():
         hparams_with({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}})
 
 
-def test_llama3_leaves_fast_frequencies_and_slows_the_slowest_by_the_factor():
+def test_llama3_blends_middling_frequencies_and_slows_the_slowest_by_the_factor():
     factors = llama3_factors(config_of("llama"), 8)
 
     wavelengths = [2 * math.pi * LLAMA3_ROPE["rope_theta"] ** (i / 4) for i in range(4)]
-    assert wavelengths[0] > 4
-    assert wavelengths[1] > 16
+    assert 4 < wavelengths[0] < 8 < wavelengths[1]
     assert 1 < factors[0] < 8
     assert factors[1:].tolist() == [8, 8, 8]
     assert factors.dtype == np.float32

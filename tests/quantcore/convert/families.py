@@ -22,9 +22,9 @@ SMALL = {
 }
 LLAMA3_ROPE = {
     "rope_type": "llama3",
-    "rope_theta": 500.0,
+    "rope_theta": 10.0,
     "factor": 8.0,
-    "low_freq_factor": 1.0,
+    "low_freq_factor": 2.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
@@ -35,6 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "architectures": ["LlamaForCausalLM"],
         "rope_theta": 100.0,
         "rope_scaling": {"type": "linear", "factor": 2.0},
+        "attention_bias": True,
     },
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 100.0, "tie_word_embeddings": True},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 100.0, "head_dim": 16},
@@ -71,7 +72,9 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
             f"{block}mlp.up_proj.weight": (inner, width),
             f"{block}mlp.down_proj.weight": (width, inner),
         }
-        if kind == "Qwen2ForCausalLM":
+        if config.get("attention_bias"):
+            shapes[f"{block}self_attn.o_proj.bias"] = (width,)
+        if kind == "Qwen2ForCausalLM" or config.get("attention_bias"):
             shapes |= {f"{block}self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))}
         if kind == "Qwen3ForCausalLM":
             shapes |= {f"{block}self_attn.{p}_norm.weight": (size,) for p in "qk"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from quantcore.convert import open_huggingface, open_model
 from quantcore.errors import InputError, UnreadableFile
 from quantcore.evaluate.divergence import divergence, encode_log_probs, open_base, save_base
 from quantcore.evaluate.perplexity import chunked, compare, perplexity, token_nll
+from quantcore.ggufkv import boolean
 from tests.quantcore.convert.families import config_of, safetensors_bytes, weights_of, write_model
 
 DEMO = "hub/demo/tiny-novels-7m"
@@ -53,6 +55,15 @@ def test_the_remainder_of_a_text_is_dropped(tiny):
 
     assert chunks.shape == (chunks.size // 100, 100)
     assert np.array_equal(chunked(tiny, TEXT, 100, 2), chunks[:2])
+
+
+def test_each_chunk_opens_with_the_first_token_where_the_model_wants_one(tiny):
+    wanting = {**tiny.metadata, "tokenizer.ggml.add_bos_token": boolean(True)}
+
+    chunks = chunked(replace(tiny, metadata=wanting), TEXT, 32)
+
+    assert (chunks[:, 0] == tiny.get("tokenizer.ggml.bos_token_id")).all()
+    assert np.array_equal(chunks.ravel()[1:32], chunked(tiny, TEXT, 32).ravel()[:31])
 
 
 def test_losses_are_minus_the_log_of_the_probability():

@@ -66,6 +66,16 @@ def test_a_first_token_is_added_when_asked_for(demo):
     assert load_tokenizer(changed(demo, add_bos_token=boolean(True))).encode("War").tolist() == [0, *plain]
 
 
+def test_a_word_that_is_a_token_needs_no_merges_where_the_model_says_so(demo):
+    tokens = [*demo.get("tokenizer.ggml.tokens"), "\u0120qzx"]
+    extended = changed(
+        demo, tokens=array(ValueType.STRING, tokens), token_type=array(ValueType.INT32, [1] * 4097)
+    )
+
+    assert 4096 in load_tokenizer(changed(extended, pre=string("llama-bpe"))).encode("a qzx b").tolist()
+    assert 4096 not in load_tokenizer(changed(extended, pre=string("smaug-bpe"))).encode("a qzx b").tolist()
+
+
 def test_control_tokens_in_text_are_text_and_user_defined_ones_are_tokens(demo):
     tokens, types = demo.get("tokenizer.ggml.tokens"), demo.get("tokenizer.ggml.token_type")
     user = changed(demo, token_type=array(ValueType.INT32, [4, *types[1:]]))
