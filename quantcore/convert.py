@@ -19,7 +19,7 @@ from quantcore.architectures import Architecture, by_class
 from quantcore.architectures.base import Config, head_size
 from quantcore.architectures.hparams import llama3_factors
 from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor
-from quantcore.ggufkv import Value, string, u32
+from quantcore.ggufkv import Value, encode, string, u32
 from quantcore.sources.base import Source
 from quantcore.sources.gguf import open_gguf
 from quantcore.sources.safetensors import STORAGE, StoredTensor, open_directory
@@ -34,6 +34,7 @@ QUANTIZATION_VERSION = 2
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 
 
 def open_model(path: Path) -> Source:
@@ -54,6 +55,7 @@ def open_huggingface(directory: Path) -> Source:
     stated = _load_config(directory)
     architecture = by_class(stated["architectures"][0])
     config = architecture.complete(stated)
+    _check_sound(directory, architecture, config)
     stored, files = open_directory(directory)
     tensors = (*_rope_factors(config), *_tensors(architecture, config, stored))
     _check_complete(directory, architecture, config, tensors)
@@ -73,11 +75,22 @@ def _load_config(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: the weights are already quantized ({method}); start from the original model"
         )
-    for field in COUNTS:
+    stated = [field for field in OPTIONAL_COUNTS if config.get(field) is not None]
+    for field in (*COUNTS, *stated):
         value = config.get(field)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise UnreadableFile(f"{path}: {field} must be a positive number, not {value!r}")
     return config
+
+
+def _check_sound(directory: Path, architecture: Architecture, config: Config) -> None:
+    """Refuse a configuration with values of the wrong kind, by making and encoding what follows from it."""
+    try:
+        for key, value in architecture.hparams(config, 0).items():
+            encode(key, value)
+        _rope_factors(config)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as exc:
+        raise UnreadableFile(f"{directory / 'config.json'}: {type(exc).__name__}: {exc}") from exc
 
 
 def _tensors(architecture: Architecture, config: Config, stored: Mapping[str, StoredTensor]) -> list[Tensor]:

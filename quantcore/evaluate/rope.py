@@ -49,11 +49,15 @@ class Rope:
 def make_rope(source: Source, kind: RopeKind, head_size: int, positions: int) -> Rope:
     """Return the rotation for positions 0 to `positions` from the metadata of `source`."""
     size = int(source.hparam("rope.dimension_count", head_size))
+    if size % 2 or not 0 < size <= head_size:
+        raise InputError(f"{source.path}: rope cannot turn {size} of {head_size} elements of a head")
     base = float(source.hparam("rope.freq_base", 10000.0))
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
     frequencies = base**-exponents
     factors = source.tensor("rope_freqs.weight")
     if factors is not None:
+        if factors.info.shape != frequencies.shape:
+            raise InputError(f"{source.path}: {factors.name} must have {size // 2} numbers")
         frequencies = frequencies / factors.read().reshape(-1).astype(np.float64)  # (size / 2,)
     frequencies, magnitude = _scaled(source, frequencies, size, base)
     angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies  # (positions, size / 2)

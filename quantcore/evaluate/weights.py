@@ -66,13 +66,16 @@ class Weights:
     def shape(self) -> Shape:
         """Return the sizes in the metadata; raises `UnreadableFile` naming a key that is missing."""
         heads = self._size("attention.head_count")
+        kv_heads = self._size("attention.head_count_kv", heads)
+        if heads % kv_heads:
+            raise UnreadableFile(f"{self.source.path}: {heads} heads cannot share {kv_heads} keys evenly")
         embedding = self._size("embedding_length")
         return Shape(
             layers=self._size("block_count"),
             embedding=embedding,
             feed_forward=self._size("feed_forward_length"),
             heads=heads,
-            kv_heads=self._size("attention.head_count_kv", heads),
+            kv_heads=kv_heads,
             head_size=self._size("attention.key_length", embedding // heads),
             vocab=self._tensor("token_embd.weight").info.shape[0],
             eps=float(self.source.hparam("attention.layer_norm_rms_epsilon", 1e-6)),
@@ -118,6 +121,10 @@ class Weights:
         """
         tensor = self._tensor("token_embd.weight")
         wanted, places = np.unique(tokens, return_inverse=True)
+        if len(wanted) and wanted[-1] >= self.shape.vocab:
+            raise UnreadableFile(
+                f"{self.source.path}: token {wanted[-1]} has no embedding; there are {self.shape.vocab}"
+            )
         rows = np.empty((len(wanted), self.shape.embedding), dtype=np.float32)
         step = max(1, SLAB_WEIGHTS // self.shape.embedding)
         for start in range(0, self.shape.vocab, step):

@@ -153,6 +153,9 @@ def test_a_missing_file_is_named(llama, name):
     [
         ({"architectures": None}, "'architectures'"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers must be a positive number, not '2'"),
+        ({"head_dim": -4}, "head_dim must be a positive number, not -4"),
+        ({"rms_norm_eps": "small"}, r"config\.json: ValueError: could not convert string to float: 'small'"),
+        ({"rope_parameters": [1]}, r"config\.json: TypeError"),
         ({"num_hidden_layers": 3}, r"lack blk\.2\.attn_norm\.weight"),
         ({"head_dim": 4}, "k_proj.weight has 16 rows, config.json means 8"),
         ({"vocab_size": 100}, "has 260 tokens, config.json says 100"),

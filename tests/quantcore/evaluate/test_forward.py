@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantcore.convert import open_huggingface
-from quantcore.errors import Cancelled, UnreadableFile
+from quantcore.errors import Cancelled, InputError, UnreadableFile
 from quantcore.evaluate import forward
 from quantcore.evaluate.forward import map_logits
 from quantcore.evaluate.ops import attend
@@ -99,6 +99,31 @@ def test_an_output_matrix_is_not_the_embeddings(tmp_path):
     source = open_huggingface(tmp_path)
 
     assert far_from(ours(source), with_tensor(source, "output.weight", None))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("rope.dimension_count", 10, "rope cannot turn 10 of 8 elements of a head"),
+        ("rope.dimension_count", 4, r"rope_freqs\.weight must have 2 numbers"),
+        ("attention.head_count_kv", 3, "4 heads cannot share 3 keys evenly"),
+        ("block_count", 0, "llama.block_count is 0, not a size"),
+    ],
+)
+def test_metadata_that_cannot_be_are_refused(tmp_path, key, value, said):
+    write_model(tmp_path, "llama")
+    source = open_huggingface(tmp_path)
+    metadata = {**source.metadata, f"llama.{key}": u32(value)}
+
+    with pytest.raises(InputError, match=said):
+        ours(replace(source, metadata=metadata))
+
+
+def test_a_token_without_an_embedding_is_refused(tmp_path):
+    write_model(tmp_path, "llama")
+
+    with pytest.raises(UnreadableFile, match="token 260 has no embedding; there are 260"):
+        ours(open_huggingface(tmp_path), np.full((1, 8), 260, dtype=np.int32))
 
 
 @pytest.mark.parametrize("changes", [{"rope.freq_base": f32(50.0)}, {"attention.head_count_kv": u32(1)}])
