@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -31,6 +32,7 @@ from hub.jobs import actions
 from hub.jobs.models import Job, Request
 
 MOST = 100
+logger = logging.getLogger(__name__)
 api = NinjaAPI(title="Quanthub", version="1", urls_namespace="api-1", docs_url=None)
 write = WriteToken()
 
@@ -49,6 +51,12 @@ def _refused(request: HttpRequest, exc: actions.Refused) -> HttpResponse:
 @api.exception_handler(Http404)
 def _not_found(request: HttpRequest, exc: Http404) -> HttpResponse:
     return api.create_response(request, {"detail": str(exc) or "There is no such thing here."}, status=404)
+
+
+@api.exception_handler(Exception)
+def _fault(request: HttpRequest, exc: Exception) -> HttpResponse:
+    logger.error("%s %s failed", request.method, request.path, exc_info=exc)
+    return api.create_response(request, {"detail": "Something went wrong in the hub itself."}, status=500)
 
 
 @api.get("/models", response=ModelList)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def import_path(path: Path, model_id: str | None = None, *, summary: str = "", l
     inspection = engine.inspect(path)
     owner, name = _model_id(model_id or f"local/{path.stem if path.is_file() else path.resolve().name}")
     stored = [(found.name, blobs.put(found.path)) for found in _files(path)]
-    return _record(owner, name, inspection, stored, summary=summary, licence=licence)
+    revision = _record(owner, name, inspection, stored, summary=summary, licence=licence)
+    # The request page shows sizes at once, as they are worked out here already.
+    with suppress(engine.EngineError):
+        engine.preview(revision, engine.levels()[0].name)
+    return revision
 
 
 def import_demo() -> Revision:

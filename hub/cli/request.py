@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from typing import Any
@@ -73,7 +74,7 @@ class _Line:
 
     def show(self, text: str) -> None:
         if self.is_terminal:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            columns = shutil.get_terminal_size().columns
             print(f"\r\x1b[K{text[: columns - 1]}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:

@@ -67,7 +67,8 @@ class Recorder:
     def __call__(self, progress: dict[str, Any]) -> None:
         now = time.monotonic()
         if now - self.recorded >= SECONDS_BETWEEN_RECORDS or progress["done"] == progress["total"]:
-            actions.record(self.job, {**progress, "started_at": self.started_at})
+            own = {"stage": self.job.stage, "started_at": self.started_at}
+            actions.record(self.job, progress | own)
             self.recorded = now
 
     def tell(self, done: int, total: int, unit: str, item: str, index: int = 0, count: int = 0) -> None:

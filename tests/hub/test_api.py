@@ -142,3 +142,11 @@ def test_the_description_of_the_api_lists_its_routes(client, db):
     paths = client.get("/api/v1/openapi.json").json()["paths"]
 
     assert {"/api/v1/models", "/api/v1/requests"} <= set(paths)
+
+
+def test_a_bug_is_told_in_json_without_a_traceback(client, revision, token, monkeypatch):
+    monkeypatch.setattr("hub.api.views.actions.submit", lambda *_: 1 / 0)
+
+    answer = ask(client, WANTED, token("write"))
+
+    assert (answer.status_code, answer.json()) == (500, {"detail": "Something went wrong in the hub itself."})

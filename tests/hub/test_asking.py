@@ -15,7 +15,7 @@ def test_each_level_gets_a_job(alice, revision):
 
 
 def test_the_same_level_named_twice_is_one_job(alice, revision):
-    request = actions.submit(alice, revision, ["Q8_0", "Q8_0"])
+    request = actions.submit(alice, revision, ["Q8_0", "q8_0"])
 
     assert request.jobs.count() == 1
 

@@ -76,14 +76,13 @@ def _require_manager(user: User | None, job: Job) -> None:
 
 
 def _known_levels(levels: Sequence[str]) -> list[str]:
-    known = [level.name for level in engine.levels()]
-    wanted = list(dict.fromkeys(levels))
-    if not wanted:
+    known = {level.name.upper(): level.name for level in engine.levels()}
+    if not levels:
         raise Refused("Name at least one level.")
-    for level in wanted:
-        if level not in known:
-            raise Refused(f"No level is called {level!r}. There are {', '.join(known)}.")
-    return wanted
+    for level in levels:
+        if level.upper() not in known:
+            raise Refused(f"No level is called {level!r}. There are {', '.join(known.values())}.")
+    return list(dict.fromkeys(known[level.upper()] for level in levels))
 
 
 def _job_for(request: Request, level: str) -> Job:
