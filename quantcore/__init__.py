@@ -1,1 +1,79 @@
-"""Quantize, convert and measure language models: numbers and files, no web."""
+"""Quantize, convert and measure language models: numbers and files, no web.
+
+    source = open_model(Path("model/"))                  # GGUF file or Hugging Face directory; headers only
+    plan = make_plan(source, "Q4_K_M")                   # the type and exact bytes of every tensor
+    result = quantize(source, plan, Path("out.gguf"))
+    perplexity(open_model(result.path), text)
+
+This is the face: `hub` and other programs use these names and nothing behind them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantcore import errors
+    from quantcore.convert import open_model
+    from quantcore.evaluate.hardware import hardware
+    from quantcore.evaluate.perplexity import Perplexity, compare, perplexity
+    from quantcore.evaluate.speed import Speed, bench
+    from quantcore.formats import formats as all_formats
+    from quantcore.pipeline import Result, quantize, verify
+    from quantcore.plan import Options, Plan, make_plan
+    from quantcore.progress import Progress
+    from quantcore.recipes import recipes as all_recipes
+    from quantcore.sources.base import Source
+
+__all__ = [
+    "Options",
+    "Perplexity",
+    "Plan",
+    "Progress",
+    "Result",
+    "Source",
+    "Speed",
+    "all_formats",
+    "all_recipes",
+    "bench",
+    "compare",
+    "errors",
+    "hardware",
+    "make_plan",
+    "open_model",
+    "perplexity",
+    "quantize",
+    "verify",
+]
+
+# Where each name lives. It is imported when it is first used: a page that lists levels need not wait for a
+# tokenizer, and a terminal answers `--help` at once.
+_HOMES = {
+    "Options": "plan:Options",
+    "Perplexity": "evaluate.perplexity:Perplexity",
+    "Plan": "plan:Plan",
+    "Progress": "progress:Progress",
+    "Result": "pipeline:Result",
+    "Source": "sources.base:Source",
+    "Speed": "evaluate.speed:Speed",
+    "all_formats": "formats:formats",
+    "all_recipes": "recipes:recipes",
+    "bench": "evaluate.speed:bench",
+    "compare": "evaluate.perplexity:compare",
+    "hardware": "evaluate.hardware:hardware",
+    "make_plan": "plan:make_plan",
+    "open_model": "convert:open_model",
+    "perplexity": "evaluate.perplexity:perplexity",
+    "quantize": "pipeline:quantize",
+    "verify": "pipeline:verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("quantcore.errors")
+    home, _, attribute = _HOMES.get(name, "").partition(":")
+    if not home:
+        raise AttributeError(f"module 'quantcore' has no attribute {name!r}")
+    return getattr(import_module(f"quantcore.{home}"), attribute)

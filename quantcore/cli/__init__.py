@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         document = arguments.run(arguments)
+        if arguments.json:
+            json.dump(document, sys.stdout, indent=2)
+            print()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("quantcore: stopped", file=sys.stderr)
         return 1
@@ -45,7 +49,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (QuantcoreError, OSError) as exc:
         print(f"quantcore {arguments.verb}: {' '.join(str(exc).split())}", file=sys.stderr)
         return 1
-    if arguments.json:
-        json.dump(document, sys.stdout, indent=2)
-        print()
     return 0

@@ -100,7 +100,7 @@ class AtomicFile:
 
     def _give_name(self) -> Path:
         hidden = self._hidden_name()
-        # Only with a folder descriptor does Python use linkat, which follows /proc's link to the nameless file.
+        # Only with a folder descriptor does Python use linkat, which follows the link in /proc.
         folder = os.open(hidden.parent, os.O_RDONLY)
         try:
             os.link(f"/proc/self/fd/{self._fd}", hidden.name, dst_dir_fd=folder, follow_symlinks=True)
