@@ -51,7 +51,7 @@ def find_server() -> str:
 
 def prepare(data: Path) -> Broker:
     """Return a broker that keeps its messages in the data folder and answers to this user only."""
-    folder = data / "broker"
+    folder = data / "valkey"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     config = folder / "valkey.conf"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from django.conf import settings
 
+import quantcore
 from hub.files import write_whole
 
 if TYPE_CHECKING:
@@ -27,12 +28,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from hub.catalog.models import Revision
-    from quantcore import plan as planning
-    from quantcore.sources import base
 
     # What the hub passes along and never looks into.
-    Source = base.Source
-    Plan = planning.Plan
+    Source = quantcore.Source
+    Plan = quantcore.Plan
     Losses = npt.NDArray[np.float64]
 
 Kind = Literal["refused", "retry", "fault"]
@@ -140,28 +139,23 @@ class Speed:
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn quantcore's errors into the hub's; any other exception passes and is our fault."""
-    from quantcore import errors
-
     try:
         yield
-    except errors.MissingEngine as exc:
+    except quantcore.errors.MissingEngine as exc:
         raise NoEngine(str(exc)) from exc
-    except errors.InputError as exc:
+    except quantcore.errors.InputError as exc:
         raise Refused(str(exc)) from exc
-    except errors.QuantcoreError as exc:
+    except quantcore.errors.QuantcoreError as exc:
         raise (WorthRetry if exc.retryable else EngineError)(str(exc)) from exc
 
 
 @lru_cache(maxsize=1)
 def levels() -> tuple[LevelInfo, ...]:
     """Return every level that can be asked for, smallest first."""
-    from quantcore.formats import formats
-    from quantcore.recipes import recipes
-
-    known = formats()
+    known = quantcore.all_formats()
     found = [
         LevelInfo(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits)
-        for r in recipes().values()
+        for r in quantcore.all_recipes().values()
     ]
     return tuple(sorted(found, key=lambda level: level.bits))
 
@@ -174,10 +168,8 @@ def fingerprint(level: str, options: Mapping[str, Any] | None = None) -> str:
 
 def open_source(path: Path) -> Source:
     """Open a Hugging Face directory or a GGUF file; reads headers only."""
-    from quantcore.convert import open_model
-
     with translated():
-        return open_model(path)
+        return quantcore.open_model(path)
 
 
 def inspect(path: Path) -> Inspection:
@@ -210,10 +202,8 @@ def _shown(value: Any) -> Any:
 
 def make_plan(source: Source, level: str) -> Plan:
     """Decide each tensor's type and the exact size of the file."""
-    from quantcore.plan import make_plan as quantcore_make_plan
-
     with translated():
-        return quantcore_make_plan(source, level)
+        return quantcore.make_plan(source, level)
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -266,10 +256,8 @@ def lay_out(revision: Revision, folder: Path) -> Path:
 
 def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:
     """Write the planned file; it appears under its name whole or not at all."""
-    from quantcore.pipeline import quantize as quantcore_quantize
-
     with translated():
-        made = quantcore_quantize(
+        made = quantcore.quantize(
             source, plan, destination, threads=settings.JOB_THREADS, report=_reporter(tell)
         )
     return Made(made.path, made.file_bytes, made.sha256, made.seconds)
@@ -277,11 +265,9 @@ def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:
 
 def verify(path: Path, plan: Plan) -> None:
     """Read the written file back and hold it to the plan."""
-    from quantcore.pipeline import verify as quantcore_verify
-
     try:
         with translated():
-            quantcore_verify(path, plan)
+            quantcore.verify(path, plan)
     except Refused as exc:
         # Nothing that a user gave: we wrote this file ourselves.
         raise EngineError(f"The finished file is not what was planned: {exc}") from exc
@@ -289,11 +275,9 @@ def verify(path: Path, plan: Plan) -> None:
 
 def perplexity(source: Source, text: Path, tell: Tell) -> Quality:
     """Measure perplexity on a text by llama-perplexity's protocol."""
-    from quantcore.evaluate.perplexity import perplexity as quantcore_perplexity
-
     raw = text.read_bytes()
     with translated():
-        found = quantcore_perplexity(
+        found = quantcore.perplexity(
             source,
             raw.decode(),
             n_ctx=N_CTX,
@@ -329,18 +313,14 @@ def protocol_key(protocol: Mapping[str, Any]) -> str:
 
 def increase(baseline: Losses, losses: Losses) -> Figure:
     """Return how much perplexity rises over the baseline, with the error of paired differences."""
-    from quantcore.evaluate.perplexity import compare as quantcore_compare
-
-    found = quantcore_compare(baseline, losses)
+    found = quantcore.compare(baseline, losses)
     return Figure(found.difference, found.difference_stderr)
 
 
 def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
     """Measure prompt and generation speed in llama.cpp itself; raises `NoEngine` where it is missing."""
-    from quantcore.evaluate.speed import bench as quantcore_bench
-
     with translated():
-        found = quantcore_bench(
+        found = quantcore.bench(
             path, pp=N_PROMPT, tg=N_GENERATED, threads=settings.JOB_THREADS, report=_reporter(tell)
         )
     results = {result.test: result for result in found.results}
@@ -361,9 +341,7 @@ def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
 
 def hardware() -> dict[str, Any]:
     """Describe the machine that measures."""
-    from quantcore.evaluate.hardware import hardware as quantcore_hardware
-
-    return dataclasses.asdict(quantcore_hardware())
+    return dataclasses.asdict(quantcore.hardware())
 
 
 def versions() -> dict[str, str]:

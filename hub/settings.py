@@ -129,6 +129,7 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "django_htmx",
+    "ninja",  # for the API page's own script and style: nothing comes from a network
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

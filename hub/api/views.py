@@ -33,7 +33,7 @@ from hub.jobs.models import Job, Request
 
 MOST = 100
 logger = logging.getLogger(__name__)
-api = NinjaAPI(title="Quanthub", version="1", urls_namespace="api-1", docs_url=None)
+api = NinjaAPI(title="Quanthub", version="1", urls_namespace="api-1")
 write = WriteToken()
 
 

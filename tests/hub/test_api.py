@@ -150,3 +150,10 @@ def test_a_bug_is_told_in_json_without_a_traceback(client, revision, token, monk
     answer = ask(client, WANTED, token("write"))
 
     assert (answer.status_code, answer.json()) == (500, {"detail": "Something went wrong in the hub itself."})
+
+
+def test_the_page_about_the_api_needs_nothing_from_the_network(client, db):
+    page = client.get("/api/v1/docs").content.decode()
+
+    assert "/static/ninja/" in page
+    assert "//cdn" not in page

@@ -33,8 +33,8 @@ def test_a_broker_listens_on_a_private_socket_in_the_data_folder(tmp_path, start
     if len(str(tmp_path)) < 80:
         started(made)
 
-    assert made.url == f"redis+socket://{tmp_path}/broker/valkey.sock"
-    assert (tmp_path / "broker").stat().st_mode & 0o777 == 0o700
+    assert made.url == f"redis+socket://{tmp_path}/valkey/valkey.sock"
+    assert (tmp_path / "valkey").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_long_path_moves_the_socket_to_a_short_folder(tmp_path, started):
@@ -45,7 +45,7 @@ def test_a_long_path_moves_the_socket_to_a_short_folder(tmp_path, started):
 
     assert made.url.startswith("redis+socket://")
     assert made.scratch is not None
-    assert (data / "broker" / "appendonlydir").is_dir()
+    assert (data / "valkey" / "appendonlydir").is_dir()
 
 
 def test_without_sockets_a_port_with_a_password_is_used(tmp_path, started, monkeypatch):

@@ -6,7 +6,7 @@ from hub.jobs import actions
 from hub.jobs.models import STEPS, Job, State
 
 ILLEGAL = [(a, b) for a in State for b in State if b not in STEPS[a]]
-LEGAL = [(a, b) for a in State for b in STEPS[a]]
+LEGAL = [(a, b) for a in State for b in State if b in STEPS[a]]
 
 
 @pytest.mark.parametrize(("start", "end"), ILLEGAL)
