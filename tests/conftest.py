@@ -5,6 +5,7 @@ import pytest
 from tests.live import new_hub
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Keep what uses the live hub in one process of a parallel run: there is one such hub."""
     for item in items:
