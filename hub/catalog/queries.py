@@ -43,21 +43,22 @@ class Figures:
     def where(self) -> str:
         """Return the machine that measured, as one short phrase."""
         hardware = self.known[-1].hardware if self.known else {}
-        named = hardware.get("cpu") or next((v for v in hardware.values() if isinstance(v, str)), "")
-        return str(named)
+        cores = hardware.get("cores")
+        parts = [hardware.get("cpu"), f"{cores} cores" if cores else "", *hardware.get("gpus", ())]
+        return ", ".join(str(part) for part in parts if part)
 
     @property
     def engines(self) -> str:
-        """Return the engines and versions that measured, as one phrase."""
-        found: dict[str, str] = {}
-        for measurement in self.known:
-            found |= {str(name): str(version) for name, version in measurement.engine.items()}
-        return ", ".join(f"{name} {version}" for name, version in found.items())
+        """Return what measured, with versions: the hub, and engines that only some figures come from."""
+        found = [measurement.engine for measurement in self.known if measurement.engine]
+        shared = [name for name in found[0] if all(name in engine for engine in found)] if found else []
+        named = {k: v for engine in found for k, v in engine.items() if k in shared[:1] or k not in shared}
+        return " and ".join(f"{name} {version}" for name, version in named.items())
 
 
 def _conditions(measurement: Measurement) -> tuple[object, ...]:
-    """Return what two figures share when they were measured alike; the baseline is part of the result."""
-    method = {key: value for key, value in measurement.method.items() if key != "baseline"}
+    """Return what figures share when one run gave them; which of its tests they are is no condition."""
+    method = {key: value for key, value in measurement.method.items() if key not in {"baseline", "test"}}
     return method, measurement.hardware, measurement.engine
 
 
@@ -75,6 +76,17 @@ class Way:
     @property
     def newest(self) -> Measurement:
         return self.measurements[-1]
+
+    @property
+    def method(self) -> dict[str, object]:
+        """Return the method of all; where they differ, each value in turn. Our own keys are left out."""
+        found: dict[str, object] = {}
+        for measurement in self.measurements:
+            for key, value in measurement.method.items():
+                differs = key in found and found[key] != value
+                found[key] = f"{found[key]}, {value}" if differs else value
+        found.pop("protocol_key", None)
+        return found
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _starts(job: Job, events: Iterable[JobEvent]) -> dict[str, datetime]:
 def _ends(job: Job, starts: dict[str, datetime]) -> dict[str, float]:
     """Return each stage's seconds: until the next one began, or the job ended, or now."""
     names = sorted(starts, key=lambda name: starts[name])
-    stops = [starts[name] for name in names[1:]] + [job.finished or timezone.now()]
+    stops = [*(starts[name] for name in names), job.finished or timezone.now()][1:]
     return {name: (stop - starts[name]).total_seconds() for name, stop in zip(names, stops, strict=True)}
 
 
@@ -155,16 +155,13 @@ def _count(at: dict[str, Any]) -> str:
 ADVICE = {
     Job.ErrorKind.REFUSED: "Trying again will end the same way until what it names has changed.",
     Job.ErrorKind.RETRY: "Nothing is wrong with the request. Try again, now or when the cause has passed.",
-    Job.ErrorKind.FAULT: "This is not your doing. Tell whoever runs this hub the reference",
+    Job.ErrorKind.FAULT: "This is not your doing. Pass the reference on to whoever runs this hub.",
 }
 
 
 def advice(job: Job) -> str:
-    """Return what a person can do about a failure, in one sentence."""
-    if not job.error_kind:
-        return ""
-    kind = Job.ErrorKind(job.error_kind)
-    return ADVICE[kind] + (f" {job.pk}-{job.attempt}." if kind == Job.ErrorKind.FAULT else "")
+    """Return what a person can do about a failure."""
+    return ADVICE[Job.ErrorKind(job.error_kind)] if job.error_kind else ""
 
 
 def tensors(job: Job) -> list[Tensor]:

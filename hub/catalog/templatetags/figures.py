@@ -69,8 +69,10 @@ def duration(seconds: float | None) -> str:
     """`0.4 s`, `42 s`, `3 min 05 s`, `1 h 04 min`."""
     if seconds is None:
         return ""
+    if seconds < 0.05:
+        return f"<{SPACE}0.1{SPACE}s"
     if seconds < 9.95:
-        return f"{max(seconds, 0):.1f}{SPACE}s"
+        return f"{seconds:.1f}{SPACE}s"
     if seconds < 59.5:
         return f"{seconds:.0f}{SPACE}s"
     minutes, rest = divmod(round(seconds), 60)
@@ -168,7 +170,7 @@ def _flat(value: Any, label: str) -> list[tuple[str, str]]:
         return [line for key in value for line in _flat(value[key], f"{label} {_label(str(key))}".strip())]
     if isinstance(value, list):
         value = ", ".join(str(item) for item in value)
-    if isinstance(value, int) and label.endswith(" bytes"):
+    if isinstance(value, int) and (label.endswith(("RAM", " bytes")) or label.startswith("memory ")):
         label, value = label.removesuffix(" bytes"), size(value)
     if isinstance(value, float):
         value = f"{value:.6g}"
