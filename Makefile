@@ -13,9 +13,10 @@ install: $(VENV)/installed
 up: install
 	@$(BIN)/quanthub up
 
+# A file stays in one process, so that a running hub is started once for each file that needs one.
 test: $(VENV)/installed-tests chromium
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-tests
 	$(BIN)/ruff check
