@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
+from kombu.exceptions import OperationalError
 
-from hub import blobs
+from hub import blobs, broker
+from hub.celery import app
+from hub.jobs.models import Job
 
 WORKER_SECONDS = 1.0
 
@@ -35,22 +38,14 @@ def ready(_request: HttpRequest) -> JsonResponse:
 def _holds(check: Callable[[], Any]) -> bool:
     try:
         return bool(check())
-    except (DatabaseError, OSError, _broker_error()):
+    except (DatabaseError, OSError, OperationalError):
         return False
 
 
-def _broker_error() -> type[Exception]:
-    from kombu.exceptions import OperationalError
-
-    error: type[Exception] = OperationalError
-    return error
-
-
 def _database() -> bool:
-    from hub.jobs.models import Job
-
-    connection.ensure_connection()
-    return Job.objects.exists() or True
+    # A table of ours, so that a database without our migrations is not taken for a good one.
+    Job.objects.exists()
+    return True
 
 
 def _storage() -> bool:
@@ -58,14 +53,10 @@ def _storage() -> bool:
 
 
 def _broker() -> bool:
-    from hub.broker import answers
-
-    return bool(settings.BROKER_URL) and answers(settings.BROKER_URL)
+    return bool(settings.BROKER_URL) and broker.answers(settings.BROKER_URL)
 
 
 def _worker() -> bool:
-    from hub.celery import app
-
     if not _broker():
         return False
     # One answer is enough; without a limit the whole second would pass.
