@@ -61,7 +61,7 @@ def bits(bpw: float | None) -> str:
 @register.filter
 def percent(value: float) -> str:
     """`+0.24 %`, signed, as all increases are."""
-    return f"{value:+.2f}{SPACE}%".replace("-", MINUS)
+    return f"{_signed(value, 2)}{SPACE}%"
 
 
 @register.filter
@@ -111,9 +111,15 @@ def digits_of(metric: str, value: float) -> int:
 
 def number(metric: str, value: float) -> str:
     """Write a value; an increase always carries its sign."""
-    text = f"{value:+,.{digits_of(metric, value)}f}" if metric == Metric.PPL_INCREASE else ""
-    text = text or f"{value:,.{digits_of(metric, value)}f}"
-    return text.replace(",", SPACE).replace("-", MINUS)
+    digits = digits_of(metric, value)
+    if metric == Metric.PPL_INCREASE:
+        return _signed(value, digits)
+    return f"{value:,.{digits}f}".replace(",", SPACE)
+
+
+def _signed(value: float, digits: int) -> str:
+    """Write a difference; what rounds to nothing has no sign."""
+    return f"{value:+.{digits}f}".replace("-", MINUS) if round(value, digits) else f"{0:.{digits}f}"
 
 
 @register.simple_tag
