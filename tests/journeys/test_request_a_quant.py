@@ -137,14 +137,19 @@ def test_a_dialog_without_a_choice_stays_open_and_says_why(desk, pictures):
     desk.watch.errors = [error for error in desk.watch.errors if "422" not in error]
 
 
-def test_details_that_were_opened_stay_open_while_the_page_is_live(desk, live_hub):
-    row = made(desk, live_hub, "Q4_K_M")
+def test_a_quant_appears_on_its_models_page_by_itself_and_leaves_open_what_is_open(desk, live_hub):
+    made(desk, live_hub, "Q4_K_M")
+    live_hub.request("Q5_0")
+    desk.goto(MODEL)
+    desk.watch.mark()
+    row = desk.locator("#Q4_K_M")
     row.get_by_text("How this was measured").click()
 
-    live_hub.wait_request(live_hub.request("Q5_0"), "done")
-    desk.wait_for_timeout(2500)
+    expect(desk.locator("#Q5_0")).to_be_visible(timeout=2 * MINUTE)
 
-    expect(row.get_by_text("Dataset SHA-256")).to_be_visible()
+    assert desk.watch.untouched
+    expect(desk.get_by_role("heading", name="Under way")).to_be_hidden()
+    expect(row.get_by_text("Dataset SHA-256").first).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
