@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from django.db import close_old_connections
 from django.utils import timezone
 
 from hub import blobs, engine
-from hub.jobs import actions, measuring, workspace
+from hub.jobs import actions, measuring, outages, workspace
 from hub.jobs.models import Job, Stage
 
 SMALL = 64 << 20
@@ -23,28 +24,33 @@ logger = logging.getLogger(__name__)
 def make(job: Job) -> None:
     """Walk a running job through its stages, or end it with the sentence that says why not."""
     try:
-        if actions.settle_for_existing(job):
-            return
-        with workspace.fresh(job) as folder:
-            Journey(job, folder).walk()
+        try:
+            if not actions.settle_for_existing(job):
+                with workspace.fresh(job) as folder:
+                    Journey(job, folder).walk()
+        except actions.Stale:
+            raise
+        except Exception as exc:
+            logger.exception("job %s failed", job.pk)
+            close_old_connections()
+            actions.fail(job, *_why(exc, job))
     except actions.Stale:
         logger.warning("job %s: attempt %s was taken away", job.pk, job.attempt)
-    except (engine.EngineError, blobs.BlobError) as exc:
-        logger.exception("job %s failed", job.pk)
-        actions.fail(job, Job.ErrorKind(exc.kind), _without_paths(str(exc), workspace.folder(job)))
-    except OSError as exc:
-        logger.exception("job %s failed", job.pk)
+
+
+def _why(exc: Exception, job: Job) -> tuple[Job.ErrorKind, str]:
+    """Return whose turn it is, and the sentence that the page shows."""
+    if isinstance(exc, engine.EngineError | blobs.BlobError):
+        return Job.ErrorKind(exc.kind), _without_paths(str(exc), workspace.folder(job))
+    if isinstance(exc, outages.AWAY):
+        return Job.ErrorKind.RETRY, "The hub's database did not answer in time. Try again."
+    if isinstance(exc, OSError):
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
         what = "The disk is full" if full else f"The machine refused a file operation ({exc.strerror or exc})"
-        actions.fail(job, Job.ErrorKind.RETRY, f"{what}. Once that is mended, try again.")
-    except Exception:
-        logger.exception("job %s failed", job.pk)
-        reference = workspace.folder_name(job.pk, job.attempt)
-        actions.fail(
-            job,
-            Job.ErrorKind.FAULT,
-            f"Something went wrong in the hub itself. For whoever runs it: log jobs/{reference}.log.",
-        )
+        return Job.ErrorKind.RETRY, f"{what}. Once that is mended, try again."
+    reference = workspace.folder_name(job.pk, job.attempt)
+    text = f"Something went wrong in the hub itself. For whoever runs it: log jobs/{reference}.log."
+    return Job.ErrorKind.FAULT, text
 
 
 def _without_paths(text: str, folder: Path) -> str:
@@ -68,7 +74,8 @@ class Recorder:
         now = time.monotonic()
         if now - self.recorded >= SECONDS_BETWEEN_RECORDS or progress["done"] == progress["total"]:
             own = {"stage": self.job.stage, "started_at": self.started_at}
-            actions.record(self.job, progress | own)
+            with outages.tolerated(f"progress of job {self.job.pk}"):
+                actions.record(self.job, progress | own)
             self.recorded = now
 
     def tell(self, done: int, total: int, unit: str, item: str, index: int = 0, count: int = 0) -> None:

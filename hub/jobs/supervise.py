@@ -20,7 +20,7 @@ from typing import IO
 
 from django.conf import settings
 
-from hub.jobs import actions, workspace
+from hub.jobs import actions, outages, workspace
 from hub.jobs.models import Job, Stage, State
 
 BEAT_SECONDS = 1.0
@@ -45,6 +45,12 @@ def supervise(job: Job, stopping: threading.Event, command: Sequence[str] | None
     except actions.Stale:
         # The child has just ended the job itself, or another worker has it by now.
         logger.info("job %s: attempt %s is over", job.pk, job.attempt)
+    except OSError as exc:
+        logger.exception("job %s: its process could not be run", job.pk)
+        reason = exc.strerror or type(exc).__name__
+        text = f"The worker could not run the job's process ({reason}). Once that is mended, try again."
+        with suppress(actions.Stale):
+            actions.fail(job, Job.ErrorKind.RETRY, text)
     finally:
         workspace.wipe(job)
 
@@ -65,8 +71,9 @@ def _watch(job: Job, child: subprocess.Popen[bytes], stopping: threading.Event) 
             if stopping.is_set():
                 return "stopping"
             if time.monotonic() >= next_beat:
-                if actions.beat(job):
-                    return "cancelled"
+                with outages.tolerated(f"heartbeat of job {job.pk}"):
+                    if actions.beat(job):
+                        return "cancelled"
                 next_beat = time.monotonic() + BEAT_SECONDS
             stopping.wait(LOOK_SECONDS)
         return ""
@@ -87,9 +94,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _conclude(job: Job, status: int, why: str) -> None:
-    job.refresh_from_db()
-    if job.state != State.RUNNING:
-        return  # The child said itself how it ended.
+    try:
+        # Only our own attempt: a newer one is another worker's, and so is its folder.
+        job.refresh_from_db(from_queryset=Job.objects.filter(state=State.RUNNING, attempt=job.attempt))
+    except Job.DoesNotExist:
+        return  # The child said itself how it ended, or the attempt was taken away.
     if why == "cancelled" or job.cancel_requested:
         actions.end_cancelled(job)
     elif why == "stopping":

@@ -5,6 +5,7 @@ import re
 import resource
 
 import pytest
+from django.db import OperationalError
 
 from hub import blobs, engine
 from hub.catalog.models import Measurement, Quant
@@ -106,6 +107,27 @@ def test_progress_is_stored_with_its_start_and_at_most_once_a_second(ready):
     assert kept["started_at"]
 
 
+def test_progress_that_cannot_be_stored_now_does_not_stop_the_work(ready, monkeypatch):
+    def locked(*_arguments):
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(actions, "record", locked)
+
+    journey.Recorder(ready).tell(1, 1, "bytes", "")
+
+
+def test_a_job_that_fails_after_it_was_taken_away_keeps_quiet(ready, monkeypatch):
+    def be_overtaken_and_fail(*_arguments):
+        actions.release(Job.objects.get(), "lost")
+        raise engine.WorthRetry("the disk is full")
+
+    monkeypatch.setattr(engine, "quantize", be_overtaken_and_fail)
+
+    job = make(ready)
+
+    assert (job.state, job.error) == (State.QUEUED, "")
+
+
 def test_the_last_word_of_a_stage_is_always_stored(ready):
     recorder = journey.Recorder(ready)
     recorder.tell(1, 2, "bytes", "")
@@ -158,6 +180,7 @@ def test_a_quant_published_by_another_job_meanwhile_is_taken_over(ready, no_spee
         (engine.Refused("output.weight: row of 96 does not fit"), "refused", "row of 96 does not fit"),
         (engine.WorthRetry("needs 9.0 MB, has 1.0 MB free"), "retry", "needs 9.0 MB"),
         (OSError(errno.ENOSPC, "No space left on device"), "retry", "The disk is full. Once that is mended"),
+        (OperationalError("database is locked"), "retry", "database did not answer"),
         (ZeroDivisionError("division by zero"), "fault", "Something went wrong in the hub itself"),
     ],
 )

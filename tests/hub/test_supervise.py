@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from django.db import OperationalError
 
 from hub.jobs import actions, supervise, workspace
 from hub.jobs.models import Job, State
@@ -92,6 +93,47 @@ def test_a_job_taken_away_is_not_touched_and_its_child_ends(running):
 
     assert (job.state, job.attempt, job.worker) == (State.RUNNING, 2, "another")
     assert time.monotonic() - began < 10
+
+
+def test_a_job_taken_away_while_its_child_ends_is_left_to_the_newer_attempt(running, monkeypatch):
+    def take_away(job, _child, _stopping):
+        newer = Job.objects.get()
+        actions.release(newer, "lost")
+        workspace.folder(actions.claim(newer.pk, "another")).mkdir(parents=True)
+        return ""
+
+    monkeypatch.setattr(supervise, "_watch", take_away)
+
+    job = run(running, "")
+
+    assert (job.state, job.attempt, job.error) == (State.RUNNING, 2, "")
+    assert workspace.folder(job).exists()
+
+
+def test_a_database_that_is_away_for_a_moment_costs_a_heartbeat_and_not_the_work(running, monkeypatch):
+    beats = []
+
+    def away_at_first(job):
+        beats.append(job)
+        if len(beats) == 1:
+            raise OperationalError("database is locked")
+        return False
+
+    monkeypatch.setattr(actions, "beat", away_at_first)
+    monkeypatch.setattr(supervise, "BEAT_SECONDS", 0.05)
+
+    job = run(running, "import time; time.sleep(1); raise SystemExit(3)")
+
+    assert len(beats) > 1
+    assert "status 3" in job.error
+
+
+def test_a_process_that_cannot_be_started_is_a_failed_job_that_may_be_tried_again(running):
+    supervise.supervise(running, threading.Event(), ["/nowhere/python"])
+
+    job = Job.objects.get()
+    assert (job.state, job.error_kind) == (State.FAILED, "retry")
+    assert "could not run the job's process (No such file or directory)" in job.error
 
 
 def test_nothing_is_left_in_the_working_folder(running, settings):

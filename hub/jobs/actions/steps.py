@@ -27,7 +27,8 @@ def move(job: Job, to: State, text: str, *, kind: str = JobEvent.Kind.STATE, **c
         if not row.update(state=to, **changes):
             raise Stale(f"{job} is no longer {job.state} in attempt {job.attempt}")
         JobEvent.objects.create(job=job, kind=kind, stage=job.stage, text=text)
-    job.refresh_from_db()
+        # Before the commit: afterwards another worker may have it, whose attempt is not ours to know.
+        job.refresh_from_db()
 
 
 def claim(job_id: str, worker: str) -> Job | None:
