@@ -93,6 +93,35 @@ def test_a_running_job_is_asked_to_stop(alice, running):
     assert actions.beat(running)
 
 
+def test_a_job_taken_at_the_moment_it_is_cancelled_is_asked_to_stop(alice, job):
+    actions.claim(job.pk, "worker")
+
+    actions.cancel(alice, job)
+
+    assert (job.state, job.cancel_requested) == (State.RUNNING, True)
+
+
+def test_a_job_put_back_at_the_moment_it_is_cancelled_does_not_start_again(alice, running):
+    actions.release(Job.objects.get(), "The worker is stopping.")
+
+    actions.cancel(alice, running)
+
+    assert Job.objects.get().state == State.CANCELLED
+
+
+def test_a_job_that_ends_at_the_moment_it_is_cancelled_says_so(alice, running):
+    actions.fail(Job.objects.get(), Job.ErrorKind.FAULT, "A bug.")
+
+    with pytest.raises(actions.Refused, match="ended already; it is failed"):
+        actions.cancel(alice, running)
+
+
+def test_levels_are_taken_in_one_order_whoever_asks(alice, bob, revision):
+    for user, levels in ((alice, ["Q8_0", "Q2_K"]), (bob, ["Q4_0", "Q3_K_S"])):
+        jobs = actions.submit(user, revision, levels).jobs.order_by("created")
+        assert [job.level for job in jobs] == levels[::-1]
+
+
 def test_a_job_that_ended_cannot_be_cancelled(alice, running):
     actions.fail(running, Job.ErrorKind.FAULT, "A bug.")
 

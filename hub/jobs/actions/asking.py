@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
@@ -52,17 +53,25 @@ def retry(user: User | None, job: Job) -> None:
 def cancel(user: User | None, job: Job) -> None:
     """Call a job off: at once while it waits, within seconds while it runs."""
     _require_manager(user, job)
-    if job.has_ended:
-        raise Refused(f"The job has ended already; it is {job.state}.")
-    if job.state == State.QUEUED:
-        try:
-            move(job, State.CANCELLED, f"{_name(user)} cancelled the job.", finished=timezone.now())
+    while not job.has_ended:
+        if _called_off(job, _name(user)):
             return
-        except Stale:
-            job.refresh_from_db()  # A worker was quicker: ask it to stop.
-    if Job.objects.filter(pk=job.pk, state=State.RUNNING).update(cancel_requested=True):
-        log(job, f"{_name(user)} asked to cancel the job.")
+        job.refresh_from_db()  # It was taken, or put back, just now.
+    raise Refused(f"The job has ended already; it is {job.state}.")
+
+
+def _called_off(job: Job, name: str) -> bool:
+    """Try to call a job off in the state it is known to be in."""
+    if job.state == State.QUEUED:
+        with suppress(Stale):
+            move(job, State.CANCELLED, f"{name} cancelled the job.", finished=timezone.now())
+            return True
+        return False
+    asked = Job.objects.filter(pk=job.pk, state=State.RUNNING).update(cancel_requested=True)
+    if asked:
+        log(job, f"{name} asked to cancel the job.")
         job.refresh_from_db()
+    return bool(asked)
 
 
 def may_manage(user: User | None, job: Job) -> bool:
@@ -82,7 +91,9 @@ def _known_levels(levels: Sequence[str]) -> list[str]:
     for level in levels:
         if level.upper() not in known:
             raise Refused(f"No level is called {level!r}. There are {', '.join(known.values())}.")
-    return list(dict.fromkeys(known[level.upper()] for level in levels))
+    # In one order for all: two requests for the same levels cannot wait for each other in the database.
+    wanted = {level.upper() for level in levels}
+    return [name for key, name in known.items() if key in wanted]
 
 
 def _job_for(request: Request, level: str) -> Job:
