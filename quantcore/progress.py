@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+FIRST_SHARE, FIRST_SECONDS = 0.01, 0.5  # of the work and of time, before a pace is one
+
+
 @dataclass(frozen=True)
 class Progress:
     """Say where a stage stands.
@@ -40,7 +43,11 @@ def ignore(_progress: Progress) -> None:
 
 
 def seconds_left(done: int, total: int, seconds: float) -> float | None:
-    """Return the time left at the average pace so far, or None before there is one."""
-    if done <= 0 or seconds <= 0:
+    """Return the time left at the average pace so far, or None while the pace is a guess.
+
+    Opening files and starting threads is most of the first moments: before half a second and a hundredth of
+    the work have passed, it would be told as the pace of the rest.
+    """
+    if done < total * FIRST_SHARE or seconds < FIRST_SECONDS:
         return None
-    return (total - done) * seconds / done
+    return (total - done) * seconds / done if done else None
