@@ -1,7 +1,8 @@
 """Bytes named by their SHA-256, in a local folder: the only module that knows where they lie.
 
 A blob is whole or absent: bytes arrive under a partial name on the same file system and are renamed at the
-end. Its `Blob` row belongs to the caller's transaction, so that nothing refers to bytes that are not there.
+end. Its `Blob` row belongs to the caller's transaction, so that nothing refers to bytes that are not there:
+`put` bytes first and `record` them within it, or `adopt` within it what `require` has read before.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from django.conf import settings
+from django.db import transaction
 
 from hub.catalog.models import Blob
 
@@ -94,33 +97,56 @@ def digest(path: Path) -> tuple[str, int]:
     return hashed.hexdigest(), total
 
 
-def put(path: Path) -> Blob:
-    """Copy a file into the store, hashing it on the way."""
+@dataclass(frozen=True)
+class Stored:
+    """Bytes that lie in the store and have no row yet."""
+
+    sha256: str
+    size: int
+
+
+def put(path: Path) -> Stored:
+    """Copy a file into the store, hashing it on the way. Takes long: not within a transaction."""
     expected = path.stat().st_size
     with _partial(expected) as partial:
         sha256, written = _copy(path, partial)
         if written != expected:
             raise BlobError(f"{path.name}: {written:,} of {expected:,} bytes arrived; it changed while read")
         _settle(partial, sha256)
-    return _row(sha256, written)
+    return Stored(sha256, written)
+
+
+def record(stored: Stored) -> Blob:
+    """Give bytes of the store their row."""
+    blob = _row(stored.sha256, stored.size)
+    if not exists(stored.sha256):
+        raise BlobError(f"blob {stored.sha256[:12]} has gone from the store meanwhile; do it again")
+    return blob
+
+
+def require(path: Path, sha256: str) -> None:
+    """Refuse a file that does not hold what was written, by reading it all once more."""
+    found, _ = digest(path)
+    if found != sha256:
+        raise BlobError(f"{path.name}: the disk holds {found[:12]}, but {sha256[:12]} was written")
 
 
 def adopt(path: Path, sha256: str) -> Blob:
-    """Move a finished file of the same file system into the store without copying it.
-
-    It is read once more: what is published is what lies on the disk, not what was meant to be written.
-    """
-    found, total = digest(path)
-    if found != sha256:
-        raise BlobError(f"{path.name}: the disk holds {found[:12]}, but {sha256[:12]} was written")
+    """Move a finished file of the same file system into the store, and give it its row. Takes no time."""
+    # The row first: `discard` waits for it, or this waits for `discard`.
+    blob = _row(sha256, path.stat().st_size)
     _settle(path, sha256)
-    return _row(sha256, total)
+    return blob
 
 
 def discard_unreferenced(sha256: str) -> None:
     """Remove bytes to which no row refers; for whoever put them and then could not record them."""
-    if not Blob.objects.filter(pk=sha256).exists():
-        path_of(sha256).unlink(missing_ok=True)
+    with transaction.atomic():
+        # Writing the row, rather than asking for it, waits for whoever adopts equal bytes at this moment.
+        row, nobody_has_it = Blob.objects.get_or_create(sha256=sha256, defaults={"size": 0})
+        if nobody_has_it:
+            path_of(sha256).unlink(missing_ok=True)
+            row.delete()
 
 
 def lay_out(files: Iterable[tuple[str, str]], folder: Path) -> None:
@@ -137,12 +163,19 @@ def sweep() -> int:
     """Remove old partial files and old bytes without a row, left by killed processes; return how many."""
     old = time.time() - ABANDONED_SECONDS
     root = Path(settings.BLOB_DIR)
-    stale = [p for p in root.glob("*/*") if p.is_file() and p.stat().st_mtime < old]
-    known = set(Blob.objects.values_list("pk", flat=True)) if stale else set()
-    leftovers = [p for p in stale if p.name not in known]
+    # Whoever puts bytes makes their file young before giving it a row, so none of these gets one meanwhile.
+    known = set(Blob.objects.values_list("pk", flat=True))
+    leftovers = [p for p in root.glob("*/*") if p.name not in known and _older(p, old)]
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def _older(path: Path, moment: float) -> bool:
+    try:
+        return path.is_file() and path.stat().st_mtime < moment
+    except FileNotFoundError:
+        return False  # It was renamed or removed while the folder was read.
 
 
 @contextmanager
@@ -181,7 +214,19 @@ def _settle(partial: Path, sha256: str) -> None:
     place = path_of(sha256)
     place.parent.mkdir(parents=True, exist_ok=True)
     partial.chmod(0o444)
+    # Young, however long ago it was written: `sweep` leaves it alone until it has a row.
+    os.utime(partial)
     partial.replace(place)
+    _sync(place.parent)
+
+
+def _sync(folder: Path) -> None:
+    """See that a rename outlasts a power cut, as the row that refers to it does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _row(sha256: str, nbytes: int) -> Blob:

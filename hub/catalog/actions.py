@@ -12,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from hub import blobs, engine
-from hub.catalog.models import Blob, Model, Revision, RevisionFile
+from hub.catalog.models import Model, Revision, RevisionFile
 
 DEMO_ID = "quanthub/tiny-novels-7m"
 DEMO_SUMMARY = (
@@ -87,9 +87,9 @@ def _files(path: Path) -> list[_Found]:
     return found
 
 
-def _commit(files: list[tuple[str, Blob]]) -> str:
+def _commit(files: list[tuple[str, blobs.Stored]]) -> str:
     """Return 40 hex digits over the sorted paths and hashes: equal files, equal commit."""
-    listing = "".join(f"{blob.sha256}  {name}\n" for name, blob in sorted(files, key=lambda pair: pair[0]))
+    listing = "".join(f"{file.sha256}  {name}\n" for name, file in sorted(files, key=lambda pair: pair[0]))
     return hashlib.sha256(listing.encode()).hexdigest()[:40]
 
 
@@ -98,7 +98,7 @@ def _record(
     owner: str,
     name: str,
     inspection: engine.Inspection,
-    files: list[tuple[str, Blob]],
+    stored: list[tuple[str, blobs.Stored]],
     *,
     summary: str,
     licence: str,
@@ -107,7 +107,7 @@ def _record(
     _describe(model, inspection, summary=summary, licence=licence)
     revision, is_new = Revision.objects.get_or_create(
         model=model,
-        commit=_commit(files),
+        commit=_commit(stored),
         defaults={
             "source_format": inspection.source_format,
             "file_bytes": inspection.file_bytes,
@@ -117,7 +117,7 @@ def _record(
     )
     if is_new:
         RevisionFile.objects.bulk_create(
-            RevisionFile(revision=revision, path=path, blob=blob) for path, blob in files
+            RevisionFile(revision=revision, path=path, blob=blobs.record(file)) for path, file in stored
         )
     return revision
 

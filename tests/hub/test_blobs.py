@@ -5,6 +5,7 @@ import hashlib
 import os
 
 import pytest
+from django.db import transaction
 
 from hub import blobs
 from hub.catalog.models import Blob
@@ -23,7 +24,7 @@ def sha256(path):
 
 
 def test_bytes_come_back_under_their_hash(db, file):
-    blob = blobs.put(file)
+    blob = blobs.record(blobs.put(file))
 
     assert (blob.sha256, blob.size) == (sha256(file), 3 << 20)
     with blobs.open_blob(blob.sha256) as stored:
@@ -31,27 +32,58 @@ def test_bytes_come_back_under_their_hash(db, file):
 
 
 def test_putting_twice_keeps_one(db, file, settings):
-    blobs.put(file)
-    blobs.put(file)
+    for _ in range(2):
+        blobs.record(blobs.put(file))
 
     assert Blob.objects.count() == 1
     assert len(files_below(settings.BLOB_DIR)) == 1
 
 
+def test_bytes_put_get_no_row_until_they_are_recorded(db, file):
+    stored = blobs.put(file)
+
+    assert not Blob.objects.exists()
+    assert blobs.record(stored).size == 3 << 20
+
+
+def test_bytes_that_went_meanwhile_get_no_row(db, file):
+    stored = blobs.put(file)
+    blobs.path_of(stored.sha256).unlink()
+
+    with pytest.raises(blobs.BlobError, match="gone from the store"), transaction.atomic():
+        blobs.record(stored)
+
+    assert not Blob.objects.exists()
+
+
+def test_only_bytes_without_a_row_are_discarded(db, file):
+    kept = blobs.record(blobs.put(file))
+    file.write_bytes(b"other")
+    loose = blobs.put(file)
+
+    for sha256 in (kept.sha256, loose.sha256):
+        blobs.discard_unreferenced(sha256)
+
+    assert blobs.exists(kept.sha256)
+    assert not blobs.exists(loose.sha256)
+    assert Blob.objects.get() == kept
+
+
 def test_adopting_moves_the_file(db, file):
     digest = sha256(file)
 
+    os.utime(file, (0, 0))
+
     blobs.adopt(file, digest)
 
+    assert blobs.sweep() == 0
     assert blobs.exists(digest)
     assert not file.exists()
 
 
-def test_adopting_bytes_that_changed_on_the_disk_is_refused(db, file, settings):
+def test_bytes_that_changed_on_the_disk_are_refused(file):
     with pytest.raises(blobs.BlobError, match="the disk holds"):
-        blobs.adopt(file, "0" * 64)
-
-    assert files_below(settings.BLOB_DIR) == []
+        blobs.require(file, "0" * 64)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(db, file, settings, monkeypatch):
@@ -83,7 +115,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(db, file, settings, monkeypatch)
 
 @pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(b"short")])
 def test_a_missing_or_short_blob_is_noticed(db, file, damage):
-    blob = blobs.put(file)
+    blob = blobs.record(blobs.put(file))
     place = blobs.path_of(blob.sha256)
     place.chmod(0o644)
     damage(place)
@@ -93,7 +125,7 @@ def test_a_missing_or_short_blob_is_noticed(db, file, damage):
 
 
 def test_changed_bytes_are_noticed_when_read(db, file):
-    blob = blobs.put(file)
+    blob = blobs.record(blobs.put(file))
     place = blobs.path_of(blob.sha256)
     place.chmod(0o644)
     place.write_bytes(bytes(blob.size))
@@ -104,7 +136,7 @@ def test_changed_bytes_are_noticed_when_read(db, file):
 
 
 def test_sweeping_takes_only_old_bytes_without_a_row(db, file, settings):
-    kept = blobs.path_of(blobs.put(file).sha256)
+    kept = blobs.path_of(blobs.record(blobs.put(file)).sha256)
     partial = settings.BLOB_DIR / "partial" / "deadbeef"
     fresh = settings.BLOB_DIR / "partial" / "cafe"
     for path in (partial, fresh):

@@ -77,6 +77,23 @@ def test_a_truncated_model_is_refused_and_leaves_nothing(db, folder):
     assert not Blob.objects.exists()
 
 
+def test_an_import_that_breaks_off_leaves_no_rows_behind(db, folder, monkeypatch):
+    put, calls = blobs.put, []
+
+    def full_at_the_second(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise blobs.StoreFull("The disk of the store is full.")
+        return put(path)
+
+    monkeypatch.setattr(blobs, "put", full_at_the_second)
+
+    with pytest.raises(blobs.StoreFull):
+        actions.import_path(folder, "me/tiny")
+
+    assert not Blob.objects.exists()
+
+
 def test_a_path_that_is_not_there_is_refused(db, tmp_path):
     with pytest.raises(actions.Refused, match="no such file"):
         actions.import_path(tmp_path / "nothing")

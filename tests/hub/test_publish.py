@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from django.db import IntegrityError
+from django.db import IntegrityError, connection
 
 from hub import blobs
 from hub.catalog.models import Measurement, Quant
@@ -48,7 +48,7 @@ def test_a_straggler_publishes_nothing(running, artifact, leftovers):
         actions.publish(straggler, artifact)
 
     assert not Quant.objects.exists()
-    assert leftovers() == []
+    assert leftovers() == [artifact.path]  # where it was, in the folder that is wiped with the attempt
 
 
 def test_bytes_that_are_not_what_was_written_are_not_published(running, artifact, leftovers):
@@ -59,6 +59,20 @@ def test_bytes_that_are_not_what_was_written_are_not_published(running, artifact
 
     assert Job.objects.get().state == State.RUNNING
     assert leftovers() == [artifact.path]
+
+
+def test_no_transaction_is_open_while_the_file_is_read(running, artifact, monkeypatch):
+    """It would keep everybody else from writing, heartbeats included, for as long as the file is large."""
+    depth = len(connection.savepoint_ids)
+    seen = []
+    digest = blobs.digest
+    monkeypatch.setattr(
+        blobs, "digest", lambda path: seen.append(len(connection.savepoint_ids)) or digest(path)
+    )
+
+    actions.publish(running, artifact)
+
+    assert seen == [depth]
 
 
 def test_a_database_that_refuses_leaves_neither_rows_nor_bytes(running, artifact, quant, leftovers):

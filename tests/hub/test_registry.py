@@ -14,7 +14,9 @@ CONTENT = b"GGUF" + bytes(range(256)) * 2000
 def file(revision, tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(CONTENT)
-    return RevisionFile.objects.create(revision=revision, path="sub/config.json", blob=blobs.put(path))
+    return RevisionFile.objects.create(
+        revision=revision, path="sub/config.json", blob=blobs.record(blobs.put(path))
+    )
 
 
 ADDRESS = "/acme/llama/resolve/main/sub/config.json"

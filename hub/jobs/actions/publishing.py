@@ -44,10 +44,14 @@ class Artifact:
 
 def publish(job: Job, artifact: Artifact) -> Quant:
     """Make a job's result visible. Raises `Stale` if the job was taken away; then nothing is left behind."""
+    # Reading takes long, and a transaction holds up everybody else's writes.
+    blobs.require(artifact.path, artifact.sha256)
     try:
         with transaction.atomic():
             quant = _record(job, artifact)
+            # Before the bytes move: whoever lost the job must not touch the store.
             move(job, State.DONE, f"{quant.level} is published.", quant=quant, finished=timezone.now())
+            _attach(quant, artifact)
     except BaseException:
         blobs.discard_unreferenced(artifact.sha256)
         raise
@@ -65,7 +69,7 @@ def settle_for_existing(job: Job) -> bool:
 
 
 def _record(job: Job, artifact: Artifact) -> Quant:
-    quant = Quant.objects.create(
+    return Quant.objects.create(
         revision=job.revision,
         level=job.level,
         format=artifact.format,
@@ -77,19 +81,9 @@ def _record(job: Job, artifact: Artifact) -> Quant:
         made_with=artifact.made_with,
         seconds=artifact.seconds,
     )
+
+
+def _attach(quant: Quant, artifact: Artifact) -> None:
     blob = blobs.adopt(artifact.path, artifact.sha256)
     QuantFile.objects.create(quant=quant, path=artifact.path.name, blob=blob)
-    Measurement.objects.bulk_create(
-        Measurement(
-            quant=quant,
-            metric=figure.metric,
-            value=figure.value,
-            unit=figure.unit,
-            deviation=figure.deviation,
-            method=figure.method,
-            hardware=figure.hardware,
-            engine=figure.engine,
-        )
-        for figure in artifact.figures
-    )
-    return quant
+    Measurement.objects.bulk_create(Measurement(quant=quant, **vars(figure)) for figure in artifact.figures)
