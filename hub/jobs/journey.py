@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from django.db import close_old_connections
 from django.utils import timezone
 
 from hub import blobs, engine
@@ -32,7 +31,7 @@ def make(job: Job) -> None:
             raise
         except Exception as exc:
             logger.exception("job %s failed", job.pk)
-            close_old_connections()
+            outages.drop_broken_connection()
             actions.fail(job, *_why(exc, job))
     except actions.Stale:
         logger.warning("job %s: attempt %s was taken away", job.pk, job.attempt)
@@ -48,8 +47,8 @@ def _why(exc: Exception, job: Job) -> tuple[Job.ErrorKind, str]:
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
         what = "The disk is full" if full else f"The machine refused a file operation ({exc.strerror or exc})"
         return Job.ErrorKind.RETRY, f"{what}. Once that is mended, try again."
-    reference = workspace.folder_name(job.pk, job.attempt)
-    text = f"Something went wrong in the hub itself. For whoever runs it: log jobs/{reference}.log."
+    log = workspace.log_file(job).name
+    text = f"Something went wrong in the hub itself. For whoever runs it: log jobs/{log}."
     return Job.ErrorKind.FAULT, text
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import InterfaceError, OperationalError, connection
 
 AWAY = (OperationalError, InterfaceError)
 logger = logging.getLogger(__name__)
@@ -19,5 +19,10 @@ def tolerated(what: str) -> Iterator[None]:
         yield
     except AWAY as exc:
         logger.warning("%s: the database does not answer (%s)", what, exc)
-        # A broken connection would be used again for ever: only requests and tasks drop it by themselves.
-        close_old_connections()
+        drop_broken_connection()
+
+
+def drop_broken_connection() -> None:
+    """See that the next query gets a connection that works; by itself Django does so once per request."""
+    if not connection.in_atomic_block:
+        connection.close_if_unusable_or_obsolete()

@@ -15,10 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO
-
-from django.conf import settings
 
 from hub.jobs import actions, outages, workspace
 from hub.jobs.models import Job, Stage, State
@@ -36,10 +33,10 @@ def runner_command(job: Job) -> list[str]:
 
 def supervise(job: Job, stopping: threading.Event, command: Sequence[str] | None = None) -> None:
     """Run a claimed job's child to its end, and put into words what the child could not say itself."""
-    log_path = Path(settings.LOG_DIR) / "jobs" / f"{workspace.folder_name(job.pk, job.attempt)}.log"
-    log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with log_path.open("ab") as output, _child(command or runner_command(job), output) as child:
+        log = workspace.log_file(job)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output, _child(command or runner_command(job), output) as child:
             why = _watch(job, child, stopping)
         _conclude(job, child.returncode, why)
     except actions.Stale:
@@ -106,12 +103,8 @@ def _conclude(job: Job, status: int, why: str) -> None:
     elif status < 0:
         actions.fail(job, Job.ErrorKind.RETRY, death_sentence(-status, job.stage))
     else:
-        reference = workspace.folder_name(job.pk, job.attempt)
-        actions.fail(
-            job,
-            Job.ErrorKind.FAULT,
-            f"The job's process ended with status {status} without a word. Its log is jobs/{reference}.log.",
-        )
+        text = f"The job's process ended with status {status} without a word. Its log is "
+        actions.fail(job, Job.ErrorKind.FAULT, f"{text}jobs/{workspace.log_file(job).name}.")
 
 
 _DOING = {

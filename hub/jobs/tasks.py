@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from celery.signals import worker_ready, worker_shutting_down
@@ -14,11 +15,12 @@ from django.db import close_old_connections
 
 from hub import blobs
 from hub.celery import app
-from hub.jobs import actions
+from hub.jobs import actions, workspace
 from hub.jobs.supervise import supervise
 from hub.jobs.wake import TASK
 
 LONGEST_BETWEEN_RECONCILING = 15.0
+BETWEEN_SWEEPS = 3600.0
 stopping = threading.Event()
 logger = logging.getLogger(__name__)
 
@@ -48,11 +50,14 @@ def _start_reconciling(**_signal: object) -> None:
 
 def _reconcile_for_ever() -> None:
     pause = min(LONGEST_BETWEEN_RECONCILING, settings.LEASE_SECONDS / 2)
-    _safely(blobs.sweep)
-    while True:
+    next_sweep = 0.0
+    while not stopping.is_set():
+        if time.monotonic() >= next_sweep:
+            _safely(blobs.sweep)
+            _safely(workspace.drop_old_logs)
+            next_sweep = time.monotonic() + BETWEEN_SWEEPS
         _safely(actions.reconcile)
-        if stopping.wait(pause):
-            return
+        stopping.wait(pause)
 
 
 def _safely(chore: Callable[[], object]) -> None:

@@ -1,5 +1,7 @@
 """Putting right what crashes have left."""
 
+import os
+import time
 from datetime import timedelta
 
 import pytest
@@ -66,6 +68,18 @@ def test_waiting_jobs_are_not_sent_again_while_the_broker_holds_messages(job, se
     actions.reconcile()
 
     assert sent == []
+
+
+def test_logs_of_attempts_are_kept_for_a_month(running):
+    old, new = workspace.log_file(running), workspace.log_file(running).with_name("newer.log")
+    old.parent.mkdir(parents=True)
+    for path in (old, new):
+        path.write_text("Traceback")
+    os.utime(old, times=(time.time() - 31 * 24 * 3600,) * 2)
+
+    workspace.drop_old_logs()
+
+    assert list(old.parent.iterdir()) == [new]
 
 
 def test_orphaned_folders_go_and_those_of_running_jobs_stay(running, settings):
