@@ -19,6 +19,7 @@ from hub.registry import ranges
         ("bytes=0-1,5-6", None),
         ("items=0-1", None),
         ("bytes=x-y", None),
+        ("bytes=" + "9" * 5000 + "-", None),
     ],
 )
 def test_a_range_is_read_as_the_rfc_says(header, expected):
