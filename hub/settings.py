@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
@@ -61,11 +62,13 @@ def env(name: str) -> str:
     return os.environ.get(name) or _BY_NAME[name].default
 
 
-def env_int(name: str, *, minimum: int = 0) -> int:
+def env_int(name: str, *, minimum: int = 0, maximum: int = 1_000_000) -> int:
     """Return a setting as a whole number, refusing anything else."""
     text = env(name)
-    if not text.isdecimal() or int(text) < minimum:
-        raise ImproperlyConfigured(f"{name} must be a whole number of {minimum} or more, not {text!r}")
+    if not (text.isdecimal() and len(text) < 9 and minimum <= int(text) <= maximum):
+        raise ImproperlyConfigured(
+            f"{name} must be a whole number between {minimum} and {maximum}, not {text!r}"
+        )
     return int(text)
 
 
@@ -78,7 +81,7 @@ def env_bool(name: str) -> bool:
 
 
 DATA_DIR = Path(env("QUANTHUB_DATA")).expanduser().resolve()
-PORT = env_int("PORT", minimum=1)
+PORT = env_int("PORT", minimum=1, maximum=65535)
 HOST = env("QUANTHUB_HOST")
 DEBUG = env_bool("QUANTHUB_DEBUG")
 JOB_THREADS = env_int("QUANTHUB_THREADS") or os.cpu_count() or 1
@@ -96,7 +99,8 @@ def _secret_key() -> str:
 
     path = DATA_DIR / "secret-key"
     if not path.exists():
-        DATA_DIR.mkdir(parents=True, exist_ok=True)
+        # Sessions and models lie here: they are nobody else's business on a shared machine.
+        DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
         partial.touch(mode=0o600)
         partial.write_text(get_random_secret_key())
@@ -160,10 +164,23 @@ TEMPLATES = [
     },
 ]
 
+
+def _database(url: str) -> dict[str, Any]:
+    if not url:
+        # Not as an address: a folder's name may hold letters that mean something there.
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "quanthub.sqlite3")}
+    try:
+        return dict(dj_database_url.parse(url))
+    except (ValueError, KeyError) as exc:
+        # The address itself may hold a password.
+        raise ImproperlyConfigured(
+            "DATABASE_URL is no address of a database; write it as postgres://user:password@host/name"
+        ) from exc
+
+
+# A connection that was cut, such as by a restart of the server, is noticed and replaced.
 DATABASES = {
-    "default": dj_database_url.parse(
-        env("DATABASE_URL") or f"sqlite:///{DATA_DIR / 'quanthub.sqlite3'}", conn_max_age=60
-    )
+    "default": {**_database(env("DATABASE_URL")), "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True},
 }
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # WAL lets the pages read while a worker writes; immediate transactions wait instead of failing.

@@ -26,10 +26,11 @@ from hub import broker
 from hub.cli._errors import Failed
 from hub.processes import Service
 
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 # `make up` promises to be gone within ten seconds of a Ctrl-C.
 STOP_SECONDS = 8.0
-WEB_THREADS = 16
+# Each download holds a thread for as long as it lasts, and pages must come beside them.
+WEB_THREADS = 64
 
 
 def say(text: str) -> None:
@@ -63,7 +64,7 @@ def up() -> None:
 @contextmanager
 def _only_one(data: Path) -> Iterator[None]:
     """Hold the data folder's lock; the kernel drops it however this process ends."""
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +99,11 @@ def _told_to_stop() -> Iterator[Callable[[], bool]]:
 
 def _url() -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.HOST, settings.HOST)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
+    return f"http://{_with_port(host)}"
+
+
+def _with_port(host: str) -> str:
+    return f"[{host}]:{settings.PORT}" if ":" in host else f"{host}:{settings.PORT}"
 
 
 def _require_free_port() -> None:
@@ -177,7 +182,7 @@ def _start(started: list[Service], broker_url: str) -> None:
         "worker": [sys.executable, "-m", "hub.cli", "worker"],
         "web server": [
             *(sys.executable, "-m", "gunicorn", "hub.wsgi"),
-            *("--bind", f"{settings.HOST}:{settings.PORT}"),
+            *("--bind", _with_port(settings.HOST)),
             *("--worker-class", "gthread", "--threads", str(WEB_THREADS)),
             *("--graceful-timeout", "3", "--no-control-socket"),
         ],

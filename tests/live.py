@@ -61,7 +61,7 @@ class LiveHub:
             )
         self.wait_for("Quanthub is ready at")
 
-    def wait_for(self, line: str, seconds: float = 90) -> None:
+    def wait_for(self, line: str, seconds: float = 150) -> None:
         deadline = time.monotonic() + seconds
         while line not in self.output.read_text():
             if self.process.poll() is not None or time.monotonic() > deadline:
