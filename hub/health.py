@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from hub import blobs, broker
 from hub.celery import app
@@ -38,7 +39,7 @@ def ready(_request: HttpRequest) -> JsonResponse:
 def _holds(check: Callable[[], Any]) -> bool:
     try:
         return bool(check())
-    except (DatabaseError, OSError, OperationalError):
+    except (DatabaseError, OSError, OperationalError, RedisError):
         return False
 
 

@@ -22,10 +22,15 @@ def run_create(arguments: argparse.Namespace) -> None:
     from hub.cli._django import set_up
 
     set_up()
+    from django.db import DatabaseError
+
     from hub.accounts.models import Token, User
 
-    user = User.objects.filter(username=arguments.user).first()
-    if user is None:
-        raise Failed(f"no user is called {arguments.user!r}")
-    _token, secret = Token.issue(user=user, name=arguments.name, scope=arguments.scope)
+    try:
+        user = User.objects.filter(username=arguments.user).first()
+        if user is None:
+            raise Failed(f"no user is called {arguments.user!r}")
+        _token, secret = Token.issue(user=user, name=arguments.name, scope=arguments.scope)
+    except DatabaseError as exc:
+        raise Failed(f"the database cannot be used: {exc}. Has the hub been started once?") from exc
     print(secret)

@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from hub.celery import app
 
@@ -38,5 +39,5 @@ def waiting_messages() -> int:
         with app.connection_for_read() as connection, connection.channel() as opened:
             channel: Any = opened  # Each transport has its own class.
             return int(channel.queue_declare(app.conf.task_default_queue, durable=True).message_count)
-    except (OperationalError, OSError):
+    except (OperationalError, OSError, RedisError):
         return 0

@@ -4,8 +4,9 @@ import json
 import socket
 
 import pytest
+from django.db import OperationalError
 
-from hub.accounts.models import Token
+from hub.accounts.models import Token, User
 from hub.cli import main
 from hub.jobs import actions
 from hub.jobs.models import Job
@@ -124,6 +125,20 @@ def test_token_create_prints_the_token_alone(alice, capsys):
 def test_a_token_for_nobody_is_refused(db, capsys):
     assert main(["token", "create", "--user", "nobody", "--name", "x"]) == 1
     assert "no user is called 'nobody'" in capsys.readouterr().err
+
+
+def test_a_token_of_a_hub_that_was_never_started_is_one_clear_line(db, capsys, monkeypatch):
+    def no_table(**_names):
+        raise OperationalError("no such table: accounts_user")
+
+    monkeypatch.setattr(User.objects, "filter", no_table)
+
+    assert main(["token", "create", "--user", "alice", "--name", "x"]) == 1
+
+    assert capsys.readouterr().err == (
+        "quanthub token: the database cannot be used: no such table: accounts_user. "
+        "Has the hub been started once?\n"
+    )
 
 
 def test_import_takes_a_folder_into_the_catalog(db, settings, capsys):
