@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,7 @@ Tell = Callable[[dict[str, Any]], None]
 # What the hub stores of metadata: long lists are vocabularies and of no use on a page.
 LONGEST_LIST = 16
 N_CTX, N_PROMPT, N_GENERATED = 512, 512, 128
-PACKAGES = ("quanthub", "numpy", "gguf", "xllamacpp")
+PACKAGES = ("quanthub", "numpy", "gguf")
 
 
 class EngineError(Exception):
@@ -161,7 +162,11 @@ def levels() -> tuple[LevelInfo, ...]:
 
 
 def fingerprint(level: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return what makes two requests the same one: the level and everything that changes its bytes."""
+    """Return what makes two requests for a revision the same one: the level and all options of its recipe.
+
+    The engine's version is left out on purpose: pages and addresses know one quant of a level, so a new
+    release must not make a second one beside it. Which release made the bytes is in `made_with`.
+    """
     recipe = {"level": level, "options": dict(options or {})}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
@@ -195,9 +200,14 @@ def _shown(value: Any) -> Any:
         if len(value) > LONGEST_LIST:
             return f"({len(value):,} items)"
         return [_shown(item) for item in value]
-    if isinstance(value, str | bool | int | float) or value is None:
+    if isinstance(value, str):
+        # Letters that a database's JSON cannot hold.
+        return value.replace("\0", "\ufffd").encode(errors="replace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, bool | int | float) or value is None:
         return value
-    return value.item() if hasattr(value, "item") else str(value)
+    return _shown(value.item()) if hasattr(value, "item") else str(value)
 
 
 def make_plan(source: Source, level: str) -> Plan:
@@ -330,7 +340,9 @@ def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
         "threads": found.threads,
         "memory": dataclasses.asdict(found.memory),
     }
-    engine = {**versions(), found.engine: found.engine_version}
+    # It says all by itself, such as `xllamacpp 2026.10 (llama.cpp b4711)`.
+    name, _, stated = found.engine_version.partition(" ")
+    engine = {**versions(), name: stated}
 
     def speed(test: str) -> Speed:
         result = results[test]
@@ -345,7 +357,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that has a say in a figure or a byte."""
+    """Return the versions of what makes every byte and every figure; engines that only time add their own."""
     return {name: found for name in PACKAGES if (found := _version(name))}
 
 

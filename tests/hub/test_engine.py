@@ -1,9 +1,11 @@
 """The door to quantcore: its errors, levels and plans in the hub's words."""
 
+import numpy as np
 import pytest
 
 from hub import engine
 from quantcore import errors
+from quantcore.evaluate import speed
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,37 @@ def test_headers_tell_what_the_catalog_shows(demo, settings):
     assert (found.architecture, found.source_format, found.tensor_type) == ("llama", "huggingface", "F16")
     assert (found.parameters, found.n_ctx_train) == (6_819_072, 512)
     assert found.metadata["tokenizer.ggml.tokens"] == "(4,096 items)"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.float32("nan"), "nan"),
+        (float("inf"), "inf"),
+        ("a\0b\ud800", "a\ufffdb?"),
+        ([np.uint32(7), True, None], [7, True, None]),
+    ],
+)
+def test_metadata_that_json_cannot_hold_is_shown_as_text(value, shown):
+    assert engine._shown(value) == shown
+
+
+def test_each_engine_that_measures_speed_is_named_once(monkeypatch, tmp_path):
+    found = speed.Speed(
+        engine="llama.cpp",
+        engine_version="xllamacpp 2026.10 (llama.cpp b4711)",
+        backend="CPU",
+        threads=2,
+        results=(speed.SpeedTest("pp512", 9.0, 1.0, 5, ()), speed.SpeedTest("tg128", 3.0, 1.0, 5, ())),
+        memory=speed.Memory(1, 2, 3),
+    )
+    monkeypatch.setattr(engine.quantcore, "bench", lambda *_args, **_options: found)
+
+    speeds = engine.speeds(tmp_path, lambda _progress: None)
+
+    assert speeds["tg"].figure.value == 3.0
+    assert speeds["tg"].engine == {**engine.versions(), "xllamacpp": "2026.10 (llama.cpp b4711)"}
+    assert set(engine.versions()) == {"quanthub", "numpy", "gguf"}
 
 
 def test_what_is_no_model_is_refused(tmp_path):
