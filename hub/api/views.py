@@ -32,6 +32,8 @@ from hub.jobs import actions
 from hub.jobs.models import Job, Request
 
 MOST = 100
+# What every database takes for a number.
+LAST = 2**31 - 1
 logger = logging.getLogger(__name__)
 api = NinjaAPI(title="Quanthub", version="1", urls_namespace="api-1")
 write = WriteToken()
@@ -64,7 +66,7 @@ def list_models(
     request: HttpRequest,
     search: str = "",
     limit: Annotated[int, Field(ge=1, le=MOST)] = 20,
-    offset: Annotated[int, Field(ge=0)] = 0,
+    offset: Annotated[int, Field(ge=0, le=LAST)] = 0,
 ) -> ModelList:
     """List models, newest first; `search` takes words that must all occur."""
     found = list(Model.objects.matching(search)[offset : offset + limit + 1])

@@ -7,7 +7,7 @@ from django.core.validators import RegexValidator
 from django.db import models
 from django.urls import reverse
 
-NAME = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", "Letters, digits, '.', '_' and '-' only.")
+NAME = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z", "Letters, digits, '.', '_' and '-' only.")
 
 
 class Blob(models.Model):
@@ -36,7 +36,7 @@ class ModelQuerySet(models.QuerySet["Model"]):
 
     def named(self, model_id: str) -> ModelQuerySet:
         """Return the model called `OWNER/NAME`, if there is one."""
-        owner, _, name = model_id.partition("/")
+        owner, _, name = model_id.replace("\0", " ").partition("/")
         return self.filter(owner=owner, name=name)
 
 

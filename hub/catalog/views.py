@@ -16,7 +16,7 @@ PAGE_SIZE = 20
 
 @require_safe
 def catalog(request: PageRequest) -> HttpResponse:
-    text = request.GET.get("q", "").replace("\0", "").strip()
+    text = request.GET.get("q", "").strip()
     found = Paginator(queries.search(text), PAGE_SIZE).get_page(request.GET.get("page"))
     context = {"text": text, "page": found, "cards": queries.cards(found.object_list)}
     return page(request, "catalog/list.html", context, parts={"models": "catalog/_models.html"})

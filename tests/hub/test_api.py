@@ -44,6 +44,32 @@ def test_a_search_wants_every_word(client, db):
     assert [item["id"] for item in found] == ["acme/llama-tiny"]
 
 
+def test_a_page_beyond_all_numbers_is_refused(client, db):
+    assert client.get(f"/api/v1/models?offset={10**30}").status_code == 422
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/?q=%00",
+        "/models/acme/ll%00ama",
+        "/models/acme/llama?revision=%00",
+        "/acme/llama/resolve/main/a%00b",
+        "/acme/llama/resolve/%00/a",
+        "/api/v1/models?search=%00",
+        "/api/v1/models/acme/ll%00ama",
+        "/api/v1/jobs/%00",
+    ],
+)
+def test_a_zero_in_an_address_is_refused(client, revision, address):
+    """PostgreSQL takes no text with a zero in it."""
+    assert client.get(address).status_code == 400
+
+
+def test_a_zero_in_a_models_name_finds_nothing(client, revision, token):
+    assert ask(client, {"model": "acme/ll\0ama", "levels": ["Q8_0"]}, token("write")).status_code == 404
+
+
 def test_a_model_shows_its_quants_with_their_figures(client, quant):
     Measurement.objects.create(quant=quant, metric="ppl", value=12.5, deviation=0.1, method={"n_ctx": 512})
 

@@ -60,7 +60,7 @@ def test_what_people_wrote_stays(db, folder):
     assert (Model.objects.get().summary, Model.objects.get().licence) == ("Mine", "MIT")
 
 
-@pytest.mark.parametrize("name", ["tiny", "/tiny", "me/", "me/ti ny", "a/b/c", "../etc/x"])
+@pytest.mark.parametrize("name", ["tiny", "/tiny", "me/", "me/ti ny", "a/b/c", "../etc/x", "me/tiny\n"])
 def test_a_name_that_is_no_model_id_is_refused(db, folder, name):
     with pytest.raises(actions.Refused, match="no model id"):
         actions.import_path(folder, name)

@@ -37,7 +37,8 @@ class Migration(migrations.Migration):
                         max_length=96,
                         validators=[
                             django.core.validators.RegexValidator(
-                                "^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", "Letters, digits, '.', '_' and '-' only."
+                                "^[A-Za-z0-9][A-Za-z0-9._-]{0,95}\\Z",
+                                "Letters, digits, '.', '_' and '-' only.",
                             )
                         ],
                     ),
@@ -48,7 +49,8 @@ class Migration(migrations.Migration):
                         max_length=96,
                         validators=[
                             django.core.validators.RegexValidator(
-                                "^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", "Letters, digits, '.', '_' and '-' only."
+                                "^[A-Za-z0-9][A-Za-z0-9._-]{0,95}\\Z",
+                                "Letters, digits, '.', '_' and '-' only.",
                             )
                         ],
                     ),
