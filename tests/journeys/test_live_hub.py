@@ -7,6 +7,7 @@ import re
 import signal
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def processes_of(hub, *words):
 
 
 def wait_process(hub, *words):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not (found := processes_of(hub, *words)):
         assert time.monotonic() < deadline, hub.said()
         time.sleep(0.02)
@@ -57,7 +58,7 @@ def wait_runner(hub, request_id):
 
 def wait_stage(hub, request_id, *stages):
     """Wait until the request's only job is in one of these stages; return the job."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         (job,) = hub.api(f"requests/{request_id}")["jobs"]
         if job["stage"] in stages:
@@ -92,6 +93,17 @@ def test_a_quant_is_asked_for_on_the_command_line_and_has_the_hash_it_says(hub):
     assert quant["sha256"] in asked.stdout
     assert len(content) == quant["file_bytes"]
     assert {figure["metric"] for figure in quant["measurements"]} >= {"ppl", "ppl_increase"}
+
+
+def test_people_who_ask_for_the_same_at_once_share_one_job(hub):
+    hub.token()
+    with ThreadPoolExecutor(8) as pool:
+        requests = list(pool.map(hub.request, ["Q4_1"] * 8))
+
+    jobs = {job["id"] for request in requests for job in hub.api(f"requests/{request}")["jobs"]}
+    assert len(set(requests)) == 8
+    assert len(jobs) == 1
+    assert hub.wait_request(requests[-1], "done")["quants"]
 
 
 def test_a_killed_runner_is_a_failed_job_without_a_trace_and_can_be_tried_again(hub):
