@@ -4,12 +4,14 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.http import HttpRequest
 
+from hub.accounts.forms import AdminSignInForm
 from hub.accounts.models import Token, User
 
 admin.site.register(User, UserAdmin)
 admin.site.site_header = "Quanthub administration"
 admin.site.site_title = "Quanthub"
 admin.site.index_title = "Records"
+admin.site.login_form = AdminSignInForm
 
 
 @admin.register(Token)

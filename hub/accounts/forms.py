@@ -1,13 +1,24 @@
-"""The form that makes a token."""
+"""Signing in, and making a token."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django import forms
+from django.contrib.admin.forms import AdminAuthenticationForm
+from django.contrib.auth.forms import AuthenticationForm
 
+from hub.accounts import patience
 from hub.accounts.actions import scopes_of
 from hub.accounts.models import Token, User
+
+
+class SignInForm(patience.Limited, AuthenticationForm):
+    """The form of the hub's own page."""
+
+
+class AdminSignInForm(patience.Limited, AdminAuthenticationForm):
+    """The form of the administration, which counts the same attempts."""
 
 
 class TokenForm(forms.Form):

@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
 from hub.accounts import actions
-from hub.accounts.forms import TokenForm
+from hub.accounts.forms import SignInForm, TokenForm
 from hub.pages import MemberRequest, members_only, page
 
 
@@ -29,6 +29,7 @@ class InvalidIs422:
 
 class SignIn(InvalidIs422, auth.LoginView):
     template_name = "accounts/sign_in.html"
+    authentication_form = SignInForm
     redirect_authenticated_user = True
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from django.conf import settings
+from django.core.cache import cache
 
 from hub.accounts.models import Token, User
 from hub.catalog import actions as catalog
@@ -17,6 +18,12 @@ def own_folders(settings, tmp_path):
         folder = settings.DATA_DIR / name.removesuffix("_DIR").lower()
         folder.mkdir(parents=True)
         setattr(settings, name, folder)
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted():
+    """Wrong passwords of one test must not count in the next."""
+    cache.clear()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.views.defaults import server_error
 
+from hub.accounts import patience
 from hub.accounts.models import Token
 
 TOKENS = "/accounts/tokens/"
@@ -31,6 +32,28 @@ def test_a_wrong_password_is_refused_with_a_sentence(client):
 
     assert response.status_code == 422
     assert b"Please enter a correct username and password" in response.content
+
+
+@pytest.mark.parametrize("page", ["accounts:sign-in", "admin:login"])
+def test_passwords_cannot_be_guessed_for_ever(client, grace, page):
+    def sign_in(password, **options):
+        form = {"username": "grace", "password": password}
+        return client.post(reverse(page), form, **options)
+
+    for attempt in range(patience.MOST):
+        assert b"Wait 15 minutes" not in sign_in(f"guess {attempt}").content
+
+    assert b"There were 10 wrong passwords. Wait 15 minutes" in sign_in("hopper").content
+    assert sign_in("hopper", REMOTE_ADDR="10.0.0.9").status_code == 302
+
+
+def test_whoever_signs_in_may_mistype_again(client, alice):
+    address = reverse("accounts:sign-in")
+    for _ in range(3):
+        for password in ["no"] * (patience.MOST - 1) + ["wonderland"]:
+            response = client.post(address, {"username": "alice", "password": password})
+        assert response.status_code == 302
+        client.logout()
 
 
 def test_signing_out_needs_a_post(client, alice):
