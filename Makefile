@@ -46,11 +46,14 @@ $(VENV)/installed-tests: pyproject.toml | $(BIN)/python
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed; name it with make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@# Half an environment would be taken for a whole one the next time.
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "No virtual environment could be made. On Debian and" \
+	    "Ubuntu install the package python3-venv; elsewhere see what $(PYTHON) said above."; exit 1; }
 
 # Browser tests skip where there is no Chromium.
 chromium:
-	@if command -v chromium chromium-browser google-chrome > /dev/null; then :; \
+	@# One name at a time: of several, dash looks for the first alone.
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	    echo "Installing Chromium for the browser tests ..."; \
 	    { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium > /dev/null; } \
