@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from quantcore.cores import usable_cores
 
 
 @contextmanager
@@ -25,7 +22,10 @@ def workers(threads: int | None, tasks: int) -> Iterator[ThreadPoolExecutor]:
     threads = threads or usable_cores()
     count = max(1, min(threads, tasks))
     with threadpool_limits(limits=max(1, threads // count), user_api="blas"):
-        pool = ThreadPoolExecutor(count, thread_name_prefix="quantcore")
+        # A damaged model overflows in many places; what comes of it is judged once, at the end.
+        pool = ThreadPoolExecutor(
+            count, thread_name_prefix="quantcore", initializer=np.seterr, initargs=("ignore",)
+        )
         try:
             yield pool
         finally:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from quantcore.cores import usable_cores
 from quantcore.errors import InputError, MissingEngine, ResourceError, UnreadableFile
-from quantcore.evaluate.blas import usable_cores
 from quantcore.sources.gguf import open_gguf
 
 COMMAND = ("-m", "quantcore.evaluate.engine_child")
@@ -42,8 +43,8 @@ def run_job(path: Path, job: dict[str, Any], heard: Heard) -> Answer:
     vocab = len(source.get("tokenizer.ggml.tokens") or ())
     if not vocab:
         raise InputError(f"{path}: has no tokenizer, so llama.cpp cannot run it")
-    threads = job.pop("threads", None) or usable_cores()
-    trained = int(source.hparam("context_length", 0)) or job["n_ctx"]
+    threads = job.get("threads") or usable_cores()
+    trained = source.count("context_length", 0) or job["n_ctx"]
     whole = {**job, "path": str(path), "vocab": vocab, "trained": trained, "threads": threads}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         result = _converse(whole, log, heard)
@@ -62,11 +63,15 @@ def run_job(path: Path, job: dict[str, Any], heard: Heard) -> Answer:
 
 def _converse(job: dict[str, Any], log: IO[str], heard: Heard) -> dict[str, Any]:
     command = [sys.executable, *COMMAND]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as child:
+    # Unbuffered: a second line that came along with the first would sit in a buffer that select cannot see.
+    with subprocess.Popen(
+        command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+    ) as child:
         try:
             if child.stdin is None or child.stdout is None:
                 raise AssertionError("pipes were asked for")
-            child.stdin.write(json.dumps(job).encode())
+            with suppress(BrokenPipeError):  # one that died before it listened tells why by its ending
+                child.stdin.write(json.dumps(job).encode())
             child.stdin.close()
             for message in _messages(child.stdout, heard):
                 if "done" not in message:
@@ -94,6 +99,6 @@ def _ending(status: int) -> str:
 
 
 def _complaint(log: str) -> str:
-    """Return the engine's last line that is marked as an error, without its clock."""
+    """Return the engine's first line that is marked as an error, without its clock."""
     errors = [line.split(" E ", 1)[1].strip() for line in log.splitlines() if " E " in line[:24]]
     return errors[0] if errors else ""

@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantcore.evaluate.blas import usable_cores
+from quantcore.cores import usable_cores
 
 
 @dataclass(frozen=True)

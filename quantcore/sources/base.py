@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from quantcore.errors import UnreadableFile
 from quantcore.ggufkv import Value
 from quantcore.tensors import Tensor, TensorInfo
 
@@ -44,6 +47,30 @@ class Source:
     def hparam(self, key: str, default: Any = None) -> Any:
         """Return `<architecture>.<key>`, such as `block_count`."""
         return self.get(f"{self.architecture}.{key}", default)
+
+    def count(self, key: str, default: int) -> int:
+        """Return `<architecture>.<key>` as a whole number, the first of a list by layer.
+
+        Raises `UnreadableFile` naming the key where it is something else or negative.
+        """
+        value = self.hparam(key, default)
+        value = value[0] if isinstance(value, list) and value else value
+        if not isinstance(value, int) or value < 0:
+            raise self.bad_hparam(key, value, "a whole number")
+        return value
+
+    def number(self, key: str, default: float, *, positive: bool = False) -> float:
+        """Return `<architecture>.<key>` as a finite number; raises `UnreadableFile` where it is none."""
+        value = self.hparam(key, default)
+        if not isinstance(value, int | float) or not isfinite(value) or (positive and value <= 0):
+            raise self.bad_hparam(key, value, "a positive number" if positive else "a number")
+        return float(value)
+
+    def bad_hparam(self, key: str, value: Any, wanted: str) -> UnreadableFile:
+        """Return the error that says what is wrong with `<architecture>.<key>`."""
+        return UnreadableFile(
+            f"{self.path}: {self.architecture}.{key} is {reprlib.repr(value)}, not {wanted}"
+        )
 
     def tensor(self, name: str) -> Tensor | None:
         """Return the tensor of that name, or None."""
