@@ -6,6 +6,7 @@ read row by row when somebody asks. Whoever writes the file chooses the types.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -18,22 +19,24 @@ import numpy.typing as npt
 from quantcore.architectures import Architecture, by_class
 from quantcore.architectures.base import Config, head_size
 from quantcore.architectures.hparams import llama3_factors
-from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor
-from quantcore.ggufkv import Value, encode, string, u32
+from quantcore.architectures.shape import Shape
+from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
+from quantcore.ggufkv import QUANTIZATION_VERSION, Value, encode, string, u32
 from quantcore.sources.base import Source
 from quantcore.sources.gguf import open_gguf
+from quantcore.sources.jsonfiles import read_object
 from quantcore.sources.safetensors import STORAGE, StoredTensor, open_directory
 from quantcore.tensors import RowReader, Tensor, TensorInfo
-from quantcore.vocabulary import read_json, tokenizer_metadata
+from quantcore.vocabulary import tokenizer_metadata
 from quantcore.writerkeys import captured
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # of general.file_type
-QUANTIZATION_VERSION = 2
 
 # Buffers that old checkpoints carry along; the forward pass computes them.
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+MAX_COUNT = 2**31 - 1
 OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 
 
@@ -55,23 +58,26 @@ def open_huggingface(directory: Path) -> Source:
     stated = _load_config(directory)
     architecture = by_class(stated["architectures"][0])
     config = architecture.complete(stated)
-    _check_sound(directory, architecture, config)
     stored, files = open_directory(directory)
-    tensors = (*_rope_factors(config), *_tensors(architecture, config, stored))
-    _check_complete(directory, architecture, config, tensors)
+    named = _named(directory, architecture, config, stored)
+    _check_shapes(directory, architecture, config, named)
+    # Only now are all sizes those of tensors that exist: what is made of them stays in bounds.
+    factors = _check_sound(directory, architecture, config)
+    tensors = (*factors, *(_tensor(architecture, config, name, stored) for name, stored in named.items()))
     metadata = _metadata(directory, architecture, config, tensors)
     return Source(directory, "huggingface", metadata, tensors, (directory / "config.json", *files))
 
 
 def _load_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
-    config = read_json(path)
+    config = read_object(path)
     classes = config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
         raise UnreadableFile(f"{path}: does not name its class in 'architectures'")
     by_class(classes[0])  # an unknown class is a better answer than a field that other families lack
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method is not None:
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"{path}: the weights are already quantized ({method}); start from the original model"
         )
@@ -79,50 +85,94 @@ def _load_config(directory: Path) -> dict[str, Any]:
     for field in (*COUNTS, *stated):
         value = config.get(field)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise UnreadableFile(f"{path}: {field} must be a positive number, not {value!r}")
+            raise UnreadableFile(f"{path}: {field} must be a positive number, not {reprlib.repr(value)}")
+        if value > MAX_COUNT:
+            raise UnreadableFile(f"{path}: {field} is {reprlib.repr(value)}, more than any model has")
     return config
 
 
-def _check_sound(directory: Path, architecture: Architecture, config: Config) -> None:
-    """Refuse a configuration with values of the wrong kind, by making and encoding what follows from it."""
+def _check_sound(directory: Path, architecture: Architecture, config: Config) -> tuple[Tensor, ...]:
+    """Refuse a configuration with values of the wrong kind, by making and encoding what follows from it.
+
+    Return the tensor of rope factors, if there is one.
+    """
+    path = directory / "config.json"
     try:
         for key, value in architecture.hparams(config, 0).items():
             encode(key, value)
-        _rope_factors(config)
+        return _rope_factors(config)
+    except UnknownArchitecture as exc:
+        raise UnknownArchitecture(f"{path}: {exc}") from exc
+    except InputError as exc:
+        raise UnreadableFile(f"{path}: {exc}") from exc
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as exc:
-        raise UnreadableFile(f"{directory / 'config.json'}: {type(exc).__name__}: {exc}") from exc
+        raise UnreadableFile(f"{path}: {type(exc).__name__}: {exc}") from exc
 
 
-def _tensors(architecture: Architecture, config: Config, stored: Mapping[str, StoredTensor]) -> list[Tensor]:
+def _named(
+    directory: Path, architecture: Architecture, config: Config, stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Return the tensors that a GGUF file holds by the names they have there."""
+    layers = config["num_hidden_layers"]
+    if layers > len(stored):  # a table of names for layers that nobody has could fill the memory
+        raise UnreadableFile(
+            f"{directory / 'config.json'}: num_hidden_layers is {layers}, "
+            f"the weights are {len(stored)} tensors"
+        )
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(kinds[architecture.name], config["num_hidden_layers"])
-    tensors = []
+    names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
+    named: dict[str, StoredTensor] = {}
     for hf_name, tensor in stored.items():
         if hf_name.endswith(BUFFERS) or (hf_name == "lm_head.weight" and config.get("tie_word_embeddings")):
             continue
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise UnsupportedTensor(f"{tensor.path}: {architecture.name} has no tensor called {hf_name}")
+        if name in named:
+            raise UnreadableFile(f"{tensor.path}: {hf_name} and {named[name].name} are both {name}")
         if tensor.dtype not in STORAGE:
             raise UnsupportedTensor(
                 f"{tensor.path}: {hf_name} is stored as {tensor.dtype}; weights must be F32, F16 or BF16"
             )
-        info = TensorInfo(name, tensor.shape, tensor.dtype, tensor.nbytes)
-        tensors.append(Tensor(info, _reader(architecture, config, info, tensor)))
-    return tensors
+        named[name] = tensor
+    return named
 
 
-def _reader(architecture: Architecture, config: Config, info: TensorInfo, tensor: StoredTensor) -> RowReader:
-    order = architecture.row_order(info.name, config)
+def _check_shapes(
+    directory: Path, architecture: Architecture, config: Config, named: Mapping[str, StoredTensor]
+) -> None:
+    """Refuse weights that lack a tensor or have one of another shape than the configuration means."""
+    shape = Shape(
+        layers=config["num_hidden_layers"],
+        embedding=config["hidden_size"],
+        feed_forward=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_size=head_size(config),
+        vocab=config["vocab_size"],
+    )
+    if shape.head_size % 2:
+        raise UnreadableFile(f"{directory / 'config.json'}: heads of {shape.head_size} cannot be rotated")
+    layers = (f"blk.{n}.{part}" for n in range(shape.layers) for part in architecture.block)
+    for name in ("token_embd.weight", "output_norm.weight", *layers):
+        if name not in named:
+            raise UnreadableFile(f"{directory}: the weights lack {name}, which {architecture.name} needs")
+    for name, tensor in named.items():
+        meant = shape.of(name)
+        if tensor.shape != meant:
+            raise UnreadableFile(
+                f"{tensor.path}: {tensor.name} is {list(tensor.shape)}, config.json means {list(meant)}"
+            )
+
+
+def _tensor(architecture: Architecture, config: Config, name: str, stored: StoredTensor) -> Tensor:
+    info = TensorInfo(name, stored.shape, stored.dtype, stored.nbytes)
+    order = architecture.row_order(name, config)
     if order is None:
-        return tensor.read_rows
-    if len(order) != info.shape[0]:
-        raise UnreadableFile(
-            f"{tensor.path}: {tensor.name} has {info.shape[0]} rows, config.json means {len(order)}"
-        )
+        return Tensor(info, stored.read_rows)
     if len(info.shape) == 1:
-        return lambda start, stop: tensor.read_rows(start, stop)[:, order]
-    return gathered(tensor.read_rows, order)
+        return Tensor(info, lambda start, stop: stored.read_rows(start, stop)[:, order])
+    return Tensor(info, gathered(stored.read_rows, order))
 
 
 def gathered(read_rows: RowReader, order: npt.NDArray[np.int64]) -> RowReader:
@@ -151,21 +201,11 @@ def _rope_factors(config: Config) -> tuple[Tensor, ...]:
     return (Tensor(info, lambda start, stop: factors.reshape(1, -1)[start:stop].copy()),)  # (1, size / 2)
 
 
-def _check_complete(
-    directory: Path, architecture: Architecture, config: Config, tensors: tuple[Tensor, ...]
-) -> None:
-    have = {tensor.name for tensor in tensors}
-    layers = (f"blk.{n}.{part}" for n in range(config["num_hidden_layers"]) for part in architecture.block)
-    for name in ("token_embd.weight", "output_norm.weight", *layers):
-        if name not in have:
-            raise UnreadableFile(f"{directory}: the weights lack {name}, which {architecture.name} needs")
-
-
 def _metadata(
     directory: Path, architecture: Architecture, config: Config, tensors: tuple[Tensor, ...]
 ) -> dict[str, Value]:
     stored = next((t.info.type for t in tensors if len(t.info.shape) > 1), "F16")
-    return {
+    metadata = {
         "general.architecture": string(architecture.name),
         "general.type": string("model"),
         **_general(directory, sum(prod(tensor.info.shape) for tensor in tensors)),
@@ -173,6 +213,12 @@ def _metadata(
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **tokenizer_metadata(directory, config["vocab_size"]),
     }
+    for key, value in metadata.items():
+        try:
+            encode(key, value)
+        except InputError as exc:
+            raise UnreadableFile(f"{directory}: {exc}") from exc
+    return metadata
 
 
 def _general(directory: Path, parameters: int) -> dict[str, Value]:

@@ -5,6 +5,7 @@ Layout: GGUF specification version 3, https://github.com/ggml-org/ggml/blob/mast
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from quantcore.errors import InputError
+
 MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
+QUANTIZATION_VERSION = 2  # of the layout of quantized blocks, in general.quantization_version
 
 
 class ValueType(IntEnum):
@@ -48,6 +52,13 @@ SCALARS: dict[ValueType, str] = {
     ValueType.UINT64: "<u8",
     ValueType.INT64: "<i8",
     ValueType.FLOAT64: "<f8",
+}
+
+
+# The same for one value alone: unlike an array, `struct` takes neither lists nor numbers in quotes.
+_CODES = {kind: f"<{np.dtype(code).char}" for kind, code in SCALARS.items()} | {
+    ValueType.UINT64: "<Q",
+    ValueType.INT64: "<q",
 }
 
 
@@ -101,10 +112,17 @@ def _encode_payload(value: Value) -> bytes:
             return head + b"".join(encode_string(text) for text in value.value)
         if value.item is ValueType.ARRAY:
             return head + b"".join(_encode_payload(inner) for inner in value.value)
-        return head + np.asarray(value.value, dtype=SCALARS[value.item]).tobytes()
-    return np.asarray(value.value, dtype=SCALARS[value.type]).tobytes()
+        items = np.asarray(value.value, dtype=SCALARS[value.item])
+        if items.ndim != 1:
+            raise ValueError("an array holds single values")
+        return head + items.tobytes()
+    return struct.pack(_CODES[value.type], value.value)
 
 
 def encode(key: str, value: Value) -> bytes:
-    """Return the bytes of one key/value pair."""
-    return encode_string(key) + struct.pack("<I", value.type) + _encode_payload(value)
+    """Return the bytes of one key/value pair; raises `InputError` when the value is none of its type."""
+    try:
+        return encode_string(key) + struct.pack("<I", value.type) + _encode_payload(value)
+    except (struct.error, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
+        kind = value.type.name.lower()
+        raise InputError(f"{key} cannot be {reprlib.repr(value.value)}, {kind} is wanted: {exc}") from exc

@@ -7,7 +7,6 @@ number of threads, not on the size of the model or of its largest tensor.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.containers.gguf import GGUFSink
-from quantcore.errors import UnreadableFile, UnsupportedTensor
+from quantcore.cores import usable_cores
+from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor
 from quantcore.formats import get_format, to_float
 from quantcore.plan import Plan, TensorPlan, output_metadata
 from quantcore.progress import Progress, Report, ignore, seconds_left
@@ -30,6 +30,7 @@ from quantcore.tensors import Tensor
 # Weights in one slab: 8 MB as float32. Large enough to keep a thread busy for tens of milliseconds, small
 # enough that a dozen of them, with the temporaries of a search, stay far below 600 MB.
 SLAB_WEIGHTS = 1 << 21
+MOST_PER_CORE = 4  # threads; whoever asks for more gets these
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,11 @@ class _Meter:
         )
 
 
+def _refuse_overwriting(source: Source, destination: Path) -> None:
+    if destination.exists() and any(file.samefile(destination) for file in source.files):
+        raise InputError(f"{destination}: is a file of the source; give another name")
+
+
 def quantize(
     source: Source, plan: Plan, destination: Path, *, threads: int | None = None, report: Report = ignore
 ) -> Result:
@@ -143,7 +149,9 @@ def quantize(
     Raises what reading and writing raise, naming file and tensor, and leaves nothing behind then; `report`
     may raise `Cancelled` to stop.
     """
-    workers = threads or os.cpu_count() or 1
+    _refuse_overwriting(source, destination)
+    # More threads than cores gain nothing and hold a slab each.
+    workers = min(threads or usable_cores(), MOST_PER_CORE * usable_cores())
     meter = _Meter(plan, report)
     metadata = output_metadata(source, plan.file_type)
     infos = [tensor.info for tensor in plan.tensors]

@@ -14,14 +14,13 @@ from typing import Any, Self
 from quantcore.containers.gguf import alignment_of, encode_header, file_nbytes
 from quantcore.errors import InputError, UnsupportedTensor
 from quantcore.formats import get_format
-from quantcore.ggmltypes import block_and_bytes, is_quantized, storage_nbytes
-from quantcore.ggufkv import Value, u32
+from quantcore.ggmltypes import INTEGER_TYPES, block_and_bytes, is_quantized, storage_nbytes
+from quantcore.ggufkv import QUANTIZATION_VERSION, Value, u32
 from quantcore.recipes import Place, Recipe, get_recipe
 from quantcore.sources.base import Source
 from quantcore.tensorrules import FALLBACK, file_order, layer, role, why_kept
 from quantcore.tensors import TensorInfo
 
-QUANTIZATION_VERSION = 2
 _SPLIT_KEYS = frozenset({"split.no", "split.count", "split.tensors.count"})
 _OWN_KEYS = frozenset({"general.quantization_version", "general.file_type"})
 
@@ -106,7 +105,7 @@ class Planner:
         names = [info.name for info in source.infos]
         self.tied = "output.weight" not in names
         self.n_values = sum(role(name) == "attn_v" for name in names)
-        self.n_layers = int(source.hparam("block_count", 0))
+        self.n_layers = source.count("block_count", 0)
         self.place = _model_place(source, has_imatrix=options.has_imatrix)
         self.from_huggingface = source.format == "huggingface"
         self.seen: Counter[str] = Counter()
@@ -191,7 +190,13 @@ class Planner:
         fmt = get_format(kind)
         if not fmt.can_quantize:
             raise UnsupportedTensor(f"{self.path}: {info.name}: this version cannot make {kind}")
-        fmt.nbytes(info.shape)
+        if info.type in INTEGER_TYPES:
+            raise UnsupportedTensor(f"{self.path}: {info.name} holds {info.type}, which cannot become {kind}")
+        if info.row_length % fmt.block:
+            raise UnsupportedTensor(
+                f"{self.path}: {info.name}: row of {info.row_length} is not a multiple of {fmt.block}, "
+                f"the block of {kind}; ask for another type"
+            )
         if is_quantized(info.type) and is_quantized(kind) and not self.options.allow_requantize:
             raise InputError(
                 f"{self.path}: {info.name} is {info.type} already; quantizing it again loses quality: "
@@ -214,22 +219,17 @@ def _bump_value(place: Place, kind: str, reason: str) -> tuple[str, str]:
     return kind, reason
 
 
-def _first(value: Any) -> int:
-    """Return a hyper-parameter that may be one number or one for each layer."""
-    return int(value[0] if isinstance(value, list) and value else value or 0)
-
-
 def _model_place(source: Source, *, has_imatrix: bool) -> Place:
-    heads = _first(source.hparam("attention.head_count", 0))
-    kv_heads = _first(source.hparam("attention.head_count_kv", heads))
-    layers = int(source.hparam("block_count", 0))
+    heads = source.count("attention.head_count", 0)
+    kv_heads = source.count("attention.head_count_kv", heads)
+    layers = source.count("block_count", 0)
     arch = source.architecture
     big = layers == 80 and (arch in {"qwen2", "deci", "olmo"} or (arch == "llama" and heads != kv_heads))
     return Place(
         index=0,
         count=0,
         gqa=heads // kv_heads if kv_heads else 0,
-        experts=int(source.hparam("expert_count", 0)),
+        experts=source.count("expert_count", 0),
         big=big or (arch == "jais2" and layers == 68),
         architecture=arch,
         has_imatrix=has_imatrix,

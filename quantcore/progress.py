@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
 FIRST_SHARE, FIRST_SECONDS = 0.01, 0.5  # of the work and of time, before a pace is one
 
 

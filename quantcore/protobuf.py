@@ -57,6 +57,13 @@ def varint(payload: Payload) -> int:
     return payload
 
 
+def raw(payload: Payload) -> bytes:
+    """Return a field of bytes."""
+    if not isinstance(payload, bytes):
+        raise TypeError("expected a field of bytes")
+    return payload
+
+
 def float32(payload: Payload | None) -> float:
     """Return a float field; absent is 0."""
     if payload is None:

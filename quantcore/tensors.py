@@ -45,8 +45,8 @@ class Tensor:
     """A tensor that is read on demand, in slabs of rows, so that memory never depends on its size.
 
     `read_rows(start, stop)` returns rows `start:stop` of the tensor seen as a matrix of `n_rows` rows, in
-    storage form: float32 `(rows, row_length)` for F32, float16 for F16, uint16 bit patterns for BF16, and
-    uint8 `(rows, bytes_per_row)` for block-quantized types. The array belongs to the caller.
+    storage form: float64, float32 or float16 `(rows, row_length)` for F64, F32 and F16, uint16 bit patterns
+    for BF16, and uint8 `(rows, bytes_per_row)` for all other types. The array belongs to the caller.
     """
 
     info: TensorInfo

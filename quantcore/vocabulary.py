@@ -6,7 +6,6 @@ Three kinds are known: byte-level BPE in tokenizer.json ("gpt2" in GGUF), Senten
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import gguf
 from quantcore.errors import InputError, UnreadableFile
 from quantcore.ggufkv import Value, ValueType, array, boolean, string
 from quantcore.pretokenizers import recognize
-from quantcore.protobuf import Message, fields, float32, varint
+from quantcore.protobuf import Message, fields, float32, raw, varint
+from quantcore.sources.jsonfiles import read_object
 from quantcore.writerkeys import captured
 
 
@@ -48,6 +48,8 @@ class Vocabulary:
         return cls([f"[PAD{i}]" for i in range(size)], unused, [-10000.0] * size)
 
     def put(self, index: int, text: str, kind: TokenType, score: float = -1000.0) -> None:
+        if index < 0:  # it would be taken from the end
+            raise ValueError(f"token {text!r} has the id {index}")
         self.texts[index], self.types[index], self.scores[index] = text, int(kind), score
 
 
@@ -57,7 +59,7 @@ def tokenizer_metadata(directory: Path, vocab_size: int | None) -> dict[str, Val
     Raises `UnreadableFile` when there is no tokenizer or it is malformed, `InputError` when its kind is
     unknown.
     """
-    config = read_json(directory / "tokenizer_config.json", optional=True)
+    config = read_object(directory / "tokenizer_config.json", optional=True)
     try:
         if (directory / "tokenizer.model").is_file():
             return _sentencepiece(directory, config, vocab_size)
@@ -65,7 +67,7 @@ def tokenizer_metadata(directory: Path, vocab_size: int | None) -> dict[str, Val
             raise UnreadableFile(
                 f"{directory / 'tokenizer.json'}: missing, and there is no tokenizer.model either"
             )
-        tokenizer = read_json(directory / "tokenizer.json")
+        tokenizer = read_object(directory / "tokenizer.json")
         model = tokenizer.get("model", {})
         if model.get("type") != "BPE":
             raise InputError(f"{directory / 'tokenizer.json'}: only BPE is known, not {model.get('type')!r}")
@@ -73,21 +75,6 @@ def tokenizer_metadata(directory: Path, vocab_size: int | None) -> dict[str, Val
         return build(directory, tokenizer, config, vocab_size)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise UnreadableFile(f"{directory}: malformed tokenizer files: {type(exc).__name__}: {exc}") from exc
-
-
-def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """Return a JSON object; a missing file is `{}` if `optional`, else `UnreadableFile`."""
-    if optional and not path.is_file():
-        return {}
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as exc:
-        raise UnreadableFile(f"{path}: cannot be read: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise UnreadableFile(f"{path}: not JSON: {exc}") from exc
-    if not isinstance(document, dict):
-        raise UnreadableFile(f"{path}: not a JSON object")
-    return document
 
 
 def looks_special(text: str) -> bool:
@@ -122,6 +109,9 @@ def _byte_level(
     directory: Path, tokenizer: dict[str, Any], config: dict[str, Any], vocab_size: int | None
 ) -> dict[str, Value]:
     ids: dict[str, int] = tokenizer["model"]["vocab"]
+    merges = tokenizer["model"].get("merges")
+    if not isinstance(merges, list) or not merges:
+        raise UnreadableFile(f"{directory / 'tokenizer.json'}: has no list of merges, which BPE needs")
     added = _added_tokens(tokenizer, config)
     needed = max([*ids.values(), *(t["id"] for t in tokenizer.get("added_tokens", []))], default=-1) + 1
     size = vocab_size or needed
@@ -172,7 +162,7 @@ def _pieces(path: Path) -> Iterator[tuple[str, float, TokenType]]:
             kind = TokenType(varint(piece.get(3, 1)))
             # Pieces the trainer was told to keep whole are ordinary ones to llama.cpp's converter.
             kind = TokenType.NORMAL if kind is TokenType.USER_DEFINED else kind
-            yield bytes(piece[1]).decode("utf-8"), float32(piece.get(2)), kind
+            yield raw(piece[1]).decode("utf-8"), float32(piece.get(2)), kind
 
 
 def _sentencepiece(directory: Path, config: dict[str, Any], vocab_size: int | None) -> dict[str, Value]:
@@ -186,7 +176,7 @@ def _sentencepiece(directory: Path, config: dict[str, Any], vocab_size: int | No
     vocabulary = Vocabulary.empty(vocab_size or len(pieces))
     for index, (text, score, kind) in enumerate(pieces[: len(vocabulary.texts)]):
         vocabulary.put(index, text, kind, score)
-    for text, index in read_json(directory / "added_tokens.json", optional=True).items():
+    for text, index in read_object(directory / "added_tokens.json", optional=True).items():
         if index < len(vocabulary.texts):
             vocabulary.put(index, text, TokenType.USER_DEFINED)
     _put_added(vocabulary, _added_tokens({}, config))

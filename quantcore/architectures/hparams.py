@@ -64,9 +64,7 @@ def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Value]:
     if kind in UNSCALED:
         return {}
     if kind not in ("linear", "yarn") or rope.get("factor") is None:
-        raise UnknownArchitecture(
-            f"config.json: rope scaling {kind!r} is not known; there are linear, llama3, yarn"
-        )
+        raise UnknownArchitecture(f"rope scaling {kind!r} is not known; there are linear, llama3, yarn")
     values = {"rope.scaling.type": string(kind), "rope.scaling.factor": f32(rope["factor"])}
     if kind == "yarn":
         values["rope.scaling.original_context_length"] = u32(rope["original_max_position_embeddings"])

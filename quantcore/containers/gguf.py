@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from quantcore.containers.atomic import AtomicFile
+from quantcore.atomic import AtomicFile
 from quantcore.ggmltypes import type_number
 from quantcore.ggufkv import DEFAULT_ALIGNMENT, MAGIC, VERSION, Value, encode, encode_string
 from quantcore.tensors import TensorInfo
@@ -78,7 +78,7 @@ class GGUFSink:
         except BaseException:
             self._file.discard()
             raise
-        self._left = self.tensors[0].nbytes if self.tensors else 0
+        self._begin()
         return self
 
     def __exit__(
@@ -96,8 +96,13 @@ class GGUFSink:
         if self._left == 0:
             self._put(bytes(padding(expected.nbytes, self.alignment)))
             self._index += 1
-            if self._index < len(self.tensors):
-                self._left = self.tensors[self._index].nbytes
+            self._begin()
+
+    def _begin(self) -> None:
+        """Go to the next tensor that has any bytes."""
+        while self._index < len(self.tensors) and not self.tensors[self._index].nbytes:
+            self._index += 1
+        self._left = self.tensors[self._index].nbytes if self._index < len(self.tensors) else 0
 
     def commit(self) -> str:
         """Make the file visible under its name and return its SHA-256."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from quantcore.atomic import AtomicFile
 from quantcore.errors import InputError, UnreadableFile
 from quantcore.evaluate.forward import Tokens, map_logits
 from quantcore.evaluate.ops import Floats
@@ -161,20 +162,19 @@ def save_base(
     # The record width needs the vocabulary, which is the embedding's number of rows.
     embeddings = source.tensor("token_embd.weight")
     base = Base(path, chunks, embeddings.info.shape[0] if embeddings else 0)
-    draft = path.with_name(f".{path.name}.part")
+    file = AtomicFile(path, base.offset(len(chunks)))
+
+    def score(chunk: int, logits: Floats) -> Doubles:
+        file.write(encode_log_probs(logits).data, base.offset(chunk))
+        return token_nll(logits, chunks[chunk, first + 1 :])
+
+    file.open()
     try:
-        with draft.open("wb") as file:
-            file.write(HEAD.pack(MAGIC, n_ctx, base.vocab, len(chunks)) + chunks.astype("<i4").tobytes())
-            file.flush()
-
-            def score(chunk: int, logits: Floats) -> Doubles:
-                os.pwrite(file.fileno(), encode_log_probs(logits).data, base.offset(chunk))
-                return token_nll(logits, chunks[chunk, first + 1 :])
-
-            nll = map_logits(source, chunks, score, first=first, threads=threads, report=report)
-        draft.replace(path)
+        file.write(HEAD.pack(MAGIC, n_ctx, base.vocab, len(chunks)) + chunks.astype("<i4").tobytes())
+        nll = map_logits(source, chunks, score, first=first, threads=threads, report=report)
+        file.commit()
     finally:
-        draft.unlink(missing_ok=True)
+        file.discard()
     return summarize(np.concatenate(nll), chunks, time.monotonic() - started)
 
 
@@ -194,6 +194,8 @@ def divergence(
     started = time.monotonic()
     base = open_base(base_path)
     chunks = _same_tokens(source, text, base, n_chunks)
+    if base.scored * len(chunks) < FEWEST:
+        raise InputError(f"only {base.scored * len(chunks)} tokens are scored; divergence needs {FEWEST}")
     score = _scorer(base, chunks)
     scores = map_logits(source, chunks, score, first=chunks.shape[1] // 2, threads=threads, report=report)
     nll = np.concatenate([chunk.nll for chunk in scores])
@@ -235,8 +237,6 @@ def _summary(scores: list[_Scores], nll: Doubles) -> Divergence:
     kld = np.concatenate([chunk.kld for chunk in scores])
     base_nll = np.concatenate([chunk.base_nll for chunk in scores])
     same = float(np.concatenate([chunk.same_top for chunk in scores]).mean())
-    if len(kld) < FEWEST:
-        raise InputError(f"only {len(kld)} tokens were scored; divergence needs at least {FEWEST}")
     median, p99, p999 = (float(q) for q in np.percentile(kld, (50, 99, 99.9)))
     return Divergence(
         mean=float(kld.mean()),

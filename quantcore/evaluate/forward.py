@@ -16,10 +16,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from quantcore.architectures.shape import Shape
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.ops import Floats, attend, rms_norm, silu
 from quantcore.evaluate.rope import Rope, make_rope
-from quantcore.evaluate.weights import Shape, Weights
+from quantcore.evaluate.weights import Weights
 from quantcore.progress import Progress, Report, ignore, seconds_left
 from quantcore.sources.base import Source
 
@@ -35,11 +36,15 @@ TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices,
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer ready to run: dequantized `weights` by part, and the sliding `window` or None."""
+    """One layer ready to run: dequantized `weights` by part, and the sliding `window` or None.
+
+    `eps` is the epsilon of its norms.
+    """
 
     index: int
     weights: Mapping[str, Floats]
     shape: Shape
+    eps: float
     rope: Rope
     window: int | None
     observe: Observe | None
@@ -57,23 +62,23 @@ class Layer:
     def run(self, x: Floats, start: int) -> Floats:
         """Return the hidden states of rows `start:` after this layer, `(chunks, rows - start, embedding)`."""
         chunks, rows, _ = x.shape
-        normed = rms_norm(x, self.weights["attn_norm.weight"], self.shape.eps)
+        normed = rms_norm(x, self.weights["attn_norm.weight"], self.eps)
         late = normed[:, start:]
         q = self._heads("attn_q", late, self.shape.heads, start)
         k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
         mixed = attend(q, k, v, start, self.window)
         x = x[:, start:] + self.linear("attn_output", _flat(mixed)).reshape(late.shape)
-        normed = rms_norm(x, self.weights["ffn_norm.weight"], self.shape.eps)
+        normed = rms_norm(x, self.weights["ffn_norm.weight"], self.eps)
         x += self._feed_forward(_flat(normed)).reshape(x.shape)
         return x
 
     def _heads(self, name: str, x: Floats, heads: int, start: int) -> Floats:
-        """Return queries or keys `(chunks, rows, heads, head_size)`, normed normed if need be, rotated."""
+        """Return queries or keys `(chunks, rows, heads, head_size)`, normed if need be, rotated."""
         y = self.linear(name, _flat(x)).reshape(*x.shape[:2], heads, self.shape.head_size)
         norm = self.weights.get(f"{name}_norm.weight")
         if norm is not None:
-            y = rms_norm(y, norm, self.shape.eps)
+            y = rms_norm(y, norm, self.eps)
         self.rope.rotate(y, start)
         return y
 
@@ -129,6 +134,7 @@ class _Run:
     ) -> None:
         self.weights, self.tokens, self.first = weights, tokens, first
         self.observe, self.report = observe, report
+        weights.check()
         self.rope = make_rope(
             weights.source, weights.architecture.rope, weights.shape.head_size, tokens.shape[1]
         )
@@ -146,7 +152,7 @@ class _Run:
 
         def logits(place: int) -> T:
             scored = states[place][: self.tokens.shape[1] - 1 - self.first]
-            normed = rms_norm(scored, norm, self.weights.shape.eps)
+            normed = rms_norm(scored, norm, self.weights.eps)
             return each(chunks[place], normed @ matrix.T)
 
         for result in pool.map(logits, range(len(chunks))):
@@ -174,7 +180,9 @@ class _Run:
     def _layer(self, index: int, pool: Executor) -> Layer:
         weights = self.weights
         window = weights.architecture.window(index)
-        return Layer(index, weights.layer(index, pool), weights.shape, self.rope, window, self.observe)
+        return Layer(
+            index, weights.layer(index, pool), weights.shape, weights.eps, self.rope, window, self.observe
+        )
 
     def _step(self, count: int) -> None:
         self.done += count

@@ -16,6 +16,8 @@ from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
 
+LARGEST_LOSS = 300.0  # e**300 is the perplexity of no model; e**710 is beyond float64
+
 Doubles = npt.NDArray[np.float64]
 
 
@@ -117,7 +119,15 @@ def perplexity(
 
 
 def summarize(nll: Doubles, chunks: Tokens, seconds: float) -> Perplexity:
-    """Return the figures for the scored tokens `nll` of `chunks`."""
+    """Return the figures for the scored tokens `nll` of `chunks`.
+
+    Raises `InputError` for a model whose predictions are no numbers.
+    """
+    if not nll.mean() < LARGEST_LOSS:
+        raise InputError(
+            f"the model's predictions are useless: its mean loss is {nll.mean():.4g}; its weights or "
+            "hyperparameters must be damaged"
+        )
     ppl = math.exp(nll.mean())
     return Perplexity(
         ppl=ppl,

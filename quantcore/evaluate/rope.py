@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from quantcore.architectures.base import RopeKind
 from quantcore.errors import InputError
+from quantcore.formats import to_float
 from quantcore.sources.base import Source
 
 Floats = npt.NDArray[np.float32]
@@ -48,17 +49,20 @@ class Rope:
 
 def make_rope(source: Source, kind: RopeKind, head_size: int, positions: int) -> Rope:
     """Return the rotation for positions 0 to `positions` from the metadata of `source`."""
-    size = int(source.hparam("rope.dimension_count", head_size))
+    size = source.count("rope.dimension_count", head_size)
     if size % 2 or not 0 < size <= head_size:
         raise InputError(f"{source.path}: rope cannot turn {size} of {head_size} elements of a head")
-    base = float(source.hparam("rope.freq_base", 10000.0))
+    base = source.number("rope.freq_base", 10000.0, positive=True)
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
     frequencies = base**-exponents
     factors = source.tensor("rope_freqs.weight")
     if factors is not None:
         if factors.info.shape != frequencies.shape:
             raise InputError(f"{source.path}: {factors.name} must have {size // 2} numbers")
-        frequencies = frequencies / factors.read().reshape(-1).astype(np.float64)  # (size / 2,)
+        divisors = to_float(factors.info, factors.read()).reshape(-1).astype(np.float64)  # (size / 2,)
+        if not (divisors > 0).all():
+            raise InputError(f"{source.path}: {factors.name} must hold positive numbers")
+        frequencies = frequencies / divisors
     frequencies, magnitude = _scaled(source, frequencies, size, base)
     angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies  # (positions, size / 2)
     cos, sin = np.cos(angles) * magnitude, np.sin(angles) * magnitude
@@ -69,11 +73,14 @@ def _scaled(
     source: Source, frequencies: npt.NDArray[np.float64], size: int, base: float
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Return frequencies after rope scaling, and what cosines and sines are multiplied by."""
-    factor = float(source.hparam("rope.scaling.factor", source.hparam("rope.scale_linear", 0.0))) or 1.0
+    # A factor of 0 stands for none, as in old files.
+    factor = source.number("rope.scaling.factor", source.number("rope.scale_linear", 0.0)) or 1.0
     kind = source.hparam("rope.scaling.type", "linear")
-    attention = float(source.hparam("rope.scaling.attn_factor", 1.0))
+    attention = source.number("rope.scaling.attn_factor", 1.0)
     if kind == "none" or factor == 1.0:
         return frequencies, attention
+    if factor < 0:
+        raise source.bad_hparam("rope.scaling.factor", factor, "a positive number")
     if kind == "linear":
         return frequencies / factor, attention
     if kind != "yarn":
@@ -87,13 +94,15 @@ def _scaled(
 
 def _yarn_mix(source: Source, size: int, base: float) -> npt.NDArray[np.float64]:
     """Return how much of each frequency stays as it is: 1 for fast ones, 0 for slow ones, a ramp between."""
-    original = int(source.hparam("rope.scaling.original_context_length", source.hparam("context_length", 0)))
-    fast = float(source.hparam("rope.scaling.yarn_beta_fast", 32.0))
-    slow = float(source.hparam("rope.scaling.yarn_beta_slow", 1.0))
+    original = source.count("rope.scaling.original_context_length", source.count("context_length", 0))
+    fast = source.number("rope.scaling.yarn_beta_fast", 32.0, positive=True)
+    slow = source.number("rope.scaling.yarn_beta_slow", 1.0, positive=True)
+    if original == 0 or base == 1.0:
+        raise InputError(f"{source.path}: yarn needs an original context length, and a base other than 1")
 
     def dimension(rotations: float) -> float:
         return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = max(0, math.floor(dimension(fast))), min(size - 1, math.ceil(dimension(slow)))
     ramp = (np.arange(size // 2) - low) / max(0.001, high - low)
-    return (1 - np.clip(ramp, 0, 1)) * float(source.hparam("rope.scaling.yarn_ext_factor", 1.0))
+    return (1 - np.clip(ramp, 0, 1)) * source.number("rope.scaling.yarn_ext_factor", 1.0)

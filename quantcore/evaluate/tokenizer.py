@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,18 +78,16 @@ def _split(piece: str | int, token: str, index: int) -> list[str | int]:
 
 def load_tokenizer(source: Source) -> TextTokenizer:
     """Return the tokenizer in the metadata of `source`; raises `InputError` when there is none we know."""
-    kind, tokens = source.get("tokenizer.ggml.model"), source.get("tokenizer.ggml.tokens")
+    kind, tokens = source.get("tokenizer.ggml.model"), _list(source, "tokens", str)
     if not tokens:
         raise InputError(f"{source.path}: has no tokenizer (tokenizer.ggml.tokens)")
-    types = source.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
-    user = [
-        (text, i)
-        for i, (text, t) in enumerate(zip(tokens, types, strict=True))
-        if t == TokenType.USER_DEFINED
-    ]
+    types = _list(source, "token_type", int) or [TokenType.NORMAL] * len(tokens)
+    if len(types) != len(tokens):
+        raise InputError(f"{source.path}: has {len(tokens)} tokens and {len(types)} token types")
+    user = [(tokens[i], i) for i, kind_of_i in enumerate(types) if kind_of_i == TokenType.USER_DEFINED]
     user.sort(key=lambda pair: -len(pair[0].encode("utf-8", "surrogateescape")))
     if kind == "gpt2":
-        pre = pre_tokenizer(source.get("tokenizer.ggml.pre", "default"))
+        pre = _pre_tokenizer(source)
         encode, space_first, adds_bos = _byte_level(source, tokens, pre), False, pre.adds_bos
     elif kind == "llama":
         encode, adds_bos = _sentencepiece(source, tokens), True
@@ -96,21 +96,38 @@ def load_tokenizer(source: Source) -> TextTokenizer:
         raise InputError(f"{source.path}: tokenizer {kind!r} is not known; there are gpt2 and llama")
     bos = None
     if source.get("tokenizer.ggml.add_bos_token", adds_bos):
-        bos = _bos(source, kind)
+        bos = _token_id(source, "bos_token_id", LLAMA_BOS if kind == "llama" else None, len(tokens))
     return TextTokenizer(len(tokens), encode, tuple(user), space_first, bos)
 
 
-def _bos(source: Source, kind: str) -> int:
-    bos = source.get("tokenizer.ggml.bos_token_id", LLAMA_BOS if kind == "llama" else None)
-    if bos is None:
-        raise InputError(f"{source.path}: wants a first token but has no tokenizer.ggml.bos_token_id")
-    return int(bos)
+def _list(source: Source, key: str, kind: type) -> list[Any]:
+    """Return `tokenizer.ggml.<key>`, a list whose items are all of `kind`; empty where there is none."""
+    values = source.get(f"tokenizer.ggml.{key}", [])
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise InputError(f"{source.path}: tokenizer.ggml.{key} is not a list of {kind.__name__}")
+    return values
+
+
+def _token_id(source: Source, key: str, default: int | None, size: int) -> int:
+    index = source.get(f"tokenizer.ggml.{key}", default)
+    if not isinstance(index, int) or not 0 <= index < size:
+        said = "missing" if index is None else reprlib.repr(index)
+        raise InputError(f"{source.path}: tokenizer.ggml.{key} is {said}, not one of {size} tokens")
+    return index
+
+
+def _pre_tokenizer(source: Source) -> PreTokenizer:
+    name = source.get("tokenizer.ggml.pre", "default")
+    try:
+        return pre_tokenizer(str(name))
+    except InputError as exc:
+        raise InputError(f"{source.path}: {exc}") from exc
 
 
 def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
     vocab = {text: index for index, text in enumerate(tokens)}
     merges: list[tuple[str, str]] = []
-    for merge in source.get("tokenizer.ggml.merges") or []:
+    for merge in _list(source, "merges", str):
         left, _, right = merge.partition(" ")
         # A merge into or out of a token that does not exist can never be seen in the result.
         if left in vocab and right in vocab and left + right in vocab:
@@ -123,8 +140,8 @@ def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
 
 
 def _sentencepiece(source: Source, tokens: list[str]) -> Encode:
-    scores = source.get("tokenizer.ggml.scores")
-    if not scores or len(scores) != len(tokens):
+    scores = _list(source, "scores", float)
+    if len(scores) != len(tokens):
         raise InputError(
             f"{source.path}: tokenizer llama needs a score for each token (tokenizer.ggml.scores)"
         )
@@ -132,5 +149,5 @@ def _sentencepiece(source: Source, tokens: list[str]) -> Encode:
     byte_ids = {
         int(text[3:5], 16): index for text, index in ids.items() if re.fullmatch("<0x[0-9A-Fa-f]{2}>", text)
     }
-    merger = ScoreMerger(ids, scores, byte_ids, int(source.get("tokenizer.ggml.unknown_token_id", 0)))
+    merger = ScoreMerger(ids, scores, byte_ids, _token_id(source, "unknown_token_id", 0, len(tokens)))
     return lambda text: merger.encode(text.replace(" ", SPACE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.architectures import Architecture, by_name
+from quantcore.architectures.shape import Shape
 from quantcore.errors import UnreadableFile
 from quantcore.evaluate.ops import Floats
 from quantcore.formats import to_float
@@ -19,37 +19,6 @@ from quantcore.tensors import Tensor
 
 # Weights in one piece of work: small enough to spread a layer over all cores.
 SLAB_WEIGHTS = 1 << 21
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a model: `embedding` and `feed_forward` are vector lengths, `eps` the norm's epsilon."""
-
-    layers: int
-    embedding: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocab: int
-    eps: float
-
-    def of(self, part: str) -> tuple[int, ...]:
-        """Return the shape (outputs, inputs) that `part` of a layer, such as `attn_q.weight`, must have."""
-        name, _, kind = part.rpartition(".")
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        wide: Mapping[str, tuple[int, int]] = {
-            "attn_q": (q, self.embedding),
-            "attn_k": (kv, self.embedding),
-            "attn_v": (kv, self.embedding),
-            "attn_output": (self.embedding, q),
-            "ffn_gate": (self.feed_forward, self.embedding),
-            "ffn_up": (self.feed_forward, self.embedding),
-            "ffn_down": (self.embedding, self.feed_forward),
-        }
-        if name in wide:
-            return wide[name] if kind == "weight" else wide[name][:1]
-        return (self.head_size,) if name in ("attn_q_norm", "attn_k_norm") else (self.embedding,)
 
 
 @dataclass(frozen=True)
@@ -70,6 +39,7 @@ class Weights:
         if heads % kv_heads:
             raise UnreadableFile(f"{self.source.path}: {heads} heads cannot share {kv_heads} keys evenly")
         embedding = self._size("embedding_length")
+        embeddings = self._tensor("token_embd.weight").info
         return Shape(
             layers=self._size("block_count"),
             embedding=embedding,
@@ -77,16 +47,33 @@ class Weights:
             heads=heads,
             kv_heads=kv_heads,
             head_size=self._size("attention.key_length", embedding // heads),
-            vocab=self._tensor("token_embd.weight").info.shape[0],
-            eps=float(self.source.hparam("attention.layer_norm_rms_epsilon", 1e-6)),
+            vocab=embeddings.n_rows,
         )
+
+    @cached_property
+    def eps(self) -> float:
+        """Return the epsilon of the norms."""
+        return self.source.number("attention.layer_norm_rms_epsilon", 1e-6, positive=True)
+
+    def check(self) -> None:
+        """Refuse a model one of whose tensors is missing or has another shape, before any work."""
+        layers, parts = self.shape.layers, (*self.architecture.block, *self.architecture.optional)
+        if layers > len(self.source.tensors):  # else the names alone could fill the memory
+            raise UnreadableFile(
+                f"{self.source.path}: has {len(self.source.tensors)} tensors, too few for {layers} layers"
+            )
+        blocks = [f"blk.{index}.{part}" for index in range(layers) for part in parts]
+        for name in ("token_embd.weight", "output_norm.weight", "output.weight", *blocks):
+            if self.source.tensor(name) is not None or not self._optional(name):
+                self._checked(name)
+
+    def _optional(self, name: str) -> bool:
+        return name == "output.weight" or name.split(".", 2)[-1] in self.architecture.optional
 
     def _size(self, key: str, default: int | None = None) -> int:
         value = self.source.hparam(key, default)
         if not isinstance(value, int) or value <= 0:
-            raise UnreadableFile(
-                f"{self.source.path}: {self.source.architecture}.{key} is {value!r}, not a size"
-            )
+            raise self.source.bad_hparam(key, value, "a size")
         return value
 
     def _tensor(self, name: str) -> Tensor:
@@ -102,28 +89,29 @@ class Weights:
             name = f"blk.{index}.{part}"
             if part in self.architecture.optional and self.source.tensor(name) is None:
                 continue
-            parts[part] = self._checked(name, self.shape.of(part), pool)
+            parts[part] = read_float(self._checked(name), pool)
         return parts
 
     def output(self, pool: Executor) -> Floats:
         """Return the output matrix `(vocab, embedding)`: the embeddings where the file has no other."""
         name = "output.weight" if self.source.tensor("output.weight") is not None else "token_embd.weight"
-        return self._checked(name, (self.shape.vocab, self.shape.embedding), pool)
+        return read_float(self._checked(name), pool)
 
     def output_norm(self, pool: Executor) -> Floats:
         """Return the last norm's weights `(embedding,)`."""
-        return self._checked("output_norm.weight", (self.shape.embedding,), pool)
+        return read_float(self._checked("output_norm.weight"), pool)
 
     def embed(self, tokens: npt.NDArray[np.int32]) -> Floats:
         """Return the embeddings of `tokens`, float32 `(*tokens.shape, embedding)`.
 
         Only the rows that occur are dequantized, though all are read past.
         """
-        tensor = self._tensor("token_embd.weight")
+        tensor = self._checked("token_embd.weight")
         wanted, places = np.unique(tokens, return_inverse=True)
-        if len(wanted) and wanted[-1] >= self.shape.vocab:
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < self.shape.vocab:
+            lost = wanted[0] if wanted[0] < 0 else wanted[-1]
             raise UnreadableFile(
-                f"{self.source.path}: token {wanted[-1]} has no embedding; there are {self.shape.vocab}"
+                f"{self.source.path}: token {lost} has no embedding; there are {self.shape.vocab}"
             )
         rows = np.empty((len(wanted), self.shape.embedding), dtype=np.float32)
         step = max(1, SLAB_WEIGHTS // self.shape.embedding)
@@ -134,13 +122,14 @@ class Weights:
                 rows[first:last] = to_float(tensor.info, stored[wanted[first:last] - start])
         return rows[places.reshape(tokens.shape)]
 
-    def _checked(self, name: str, shape: tuple[int, ...], pool: Executor) -> Floats:
-        tensor = self._tensor(name)
+    def _checked(self, name: str) -> Tensor:
+        """Return a tensor of the shape that the metadata mean."""
+        tensor, shape = self._tensor(name), self.shape.of(name)
         if tensor.info.shape != shape:
             raise UnreadableFile(
                 f"{self.source.path}: {name} is {list(tensor.info.shape)}, the metadata mean {list(shape)}"
             )
-        return read_float(tensor, pool)
+        return tensor
 
 
 def read_float(tensor: Tensor, pool: Executor) -> Floats:

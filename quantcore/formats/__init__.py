@@ -8,9 +8,9 @@ from pkgutil import iter_modules
 
 from quantcore.errors import UnknownFormat
 from quantcore.formats.base import Format, Packed, registry
-from quantcore.formats.storage import storage_nbytes, to_float
+from quantcore.formats.storage import to_float
 
-__all__ = ["Format", "Packed", "formats", "get_format", "storage_nbytes", "to_float"]
+__all__ = ["Format", "Packed", "formats", "get_format", "to_float"]
 
 
 def formats() -> Mapping[str, Format]:

@@ -1,34 +1,17 @@
-"""Tensors as files store them: how many bytes they take, and what numbers they are."""
+"""Tensors as files store them: what numbers they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from math import prod
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from quantcore.errors import UnknownFormat, UnsupportedTensor
+from quantcore.errors import UnknownFormat
 from quantcore.formats.base import BlockFormat, Floats, Packed, registry
 from quantcore.formats.floats import bfloat_to_float, half_to_float
 from quantcore.tensors import TensorInfo
-
-
-def storage_nbytes(type_name: str, shape: tuple[int, ...]) -> int:
-    """Return the bytes that a tensor of `shape` (numpy order) takes in a GGUF file as `type_name`.
-
-    Knows every type of the format, also those that cannot be made or read here, such as I32.
-    """
-    try:
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
-    except KeyError:
-        raise UnknownFormat(f"no GGUF tensor type is called {type_name!r}") from None
-    row = shape[-1] if shape else 1
-    if row % block:
-        raise UnsupportedTensor(f"row of {row} is not a multiple of {block}, the block of {type_name}")
-    return prod(shape) // block * block_bytes
 
 
 def to_float(info: TensorInfo, rows: Any, *, pool: Executor | None = None) -> Floats:

@@ -1,9 +1,9 @@
 """Read GGUF files: the header once, with every number checked, then tensor rows on demand.
 
-The header is parsed here rather than by `gguf.GGUFReader`: that one builds numpy views for each string of the
 The header is parsed here and not by `gguf.GGUFReader`: that one builds numpy views for each string of the
-instead of through a memory map, so that a file cut short while a job runs is an error and not a crash of the
-process, and so that the memory of a job does not grow with the file.
+vocabulary, and believes the numbers it reads. Rows are read with plain reads instead of through a memory map,
+so that a file cut short while a job runs is an error and not a crash of the process, and so that the memory
+of a job does not grow with the file.
 
 Layout: GGUF specification, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import reprlib
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -30,7 +31,9 @@ from quantcore.tensors import RowReader, Tensor, TensorInfo
 MAX_DIMS = 4
 MAX_NAME = 65_535
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
-_STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_STORAGE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+MAX_ITEMS = 1 << 24  # of one metadata array: vocabularies have a hundredth of that
+MAX_ALIGNMENT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def _read_array(cursor: _Cursor, key: str, depth: int) -> Value:
             raise cursor.fail(f"damaged: {key} nests arrays too deeply or claims {count} of them")
         return Value(ValueType.ARRAY, [_read_array(cursor, key, depth + 1) for _ in range(count)], item)
     dtype = np.dtype(SCALARS[item])
+    if count > MAX_ITEMS:
+        raise cursor.fail(f"damaged: {key} claims {count} values")
     start = cursor.skip(count * dtype.itemsize, f"value of {key}")
     values = np.frombuffer(cursor.buffer, dtype=dtype, count=count, offset=start)
     if item is ValueType.BOOL:
@@ -165,8 +170,9 @@ def _read_infos(cursor: _Cursor, count: int) -> list[tuple[TensorInfo, int]]:
 def _alignment(cursor: _Cursor, metadata: dict[str, Value]) -> int:
     value = metadata.get("general.alignment")
     alignment = DEFAULT_ALIGNMENT if value is None else value.value
-    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        raise cursor.fail(f"damaged: general.alignment is {alignment!r}, not a power of two")
+    sound = isinstance(alignment, int) and 0 < alignment <= MAX_ALIGNMENT
+    if not sound or alignment & (alignment - 1):
+        raise cursor.fail(f"damaged: general.alignment is {alignment!r}, not a power of two in reason")
     return alignment
 
 
@@ -242,7 +248,9 @@ def row_reader(path: Path, info: TensorInfo, offset: int) -> RowReader:
 def _parts(path: Path, header: Header) -> list[Path]:
     """Return all files of a model; more than one when the metadata says that it was split."""
     split = header.metadata.get("split.count")
-    count = 1 if split is None else int(split.value)
+    count = 1 if split is None else split.value
+    if not isinstance(count, int):
+        raise UnreadableFile(f"{path}: split.count is {reprlib.repr(count)}, not a number of files")
     if count <= 1:
         return [path]
     match = _SPLIT_NAME.match(path.name)

@@ -8,7 +8,6 @@ Layout: https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.errors import UnreadableFile
+from quantcore.sources.jsonfiles import parse_object, read_object
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 INDEX = "model.safetensors.index.json"
@@ -113,13 +113,7 @@ def _load_header(path: Path) -> tuple[dict[str, Any], int, int]:
             raw = file.read(length)
     except OSError as exc:
         raise UnreadableFile(f"{path}: cannot be read: {exc.strerror}") from exc
-    try:
-        header = json.loads(raw)
-    except ValueError as exc:
-        raise UnreadableFile(f"{path}: the header is not JSON: {exc}") from exc
-    if not isinstance(header, dict):
-        raise UnreadableFile(f"{path}: the header is not a JSON object")
-    return header, 8 + length, size - 8 - length
+    return parse_object(raw, f"{path}: the header is"), 8 + length, size - 8 - length
 
 
 def _is_count(value: Any) -> bool:
@@ -133,7 +127,7 @@ def _check_entry(
     if not isinstance(entry, dict):
         raise UnreadableFile(f"{path}: tensor {name}: its header entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in ITEM_SIZES:
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
         raise UnreadableFile(f"{path}: tensor {name}: unknown dtype {dtype!r}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise UnreadableFile(f"{path}: tensor {name}: bad shape {shape!r}")
@@ -182,18 +176,17 @@ def open_directory(directory: Path) -> tuple[dict[str, StoredTensor], tuple[Path
 
 
 def _load_index(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        names = set(weight_map.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise UnreadableFile(f"{index}: not a safetensors index: {exc}") from exc
-    for name in names:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UnreadableFile(f"{index}: not a safetensors index: it has no 'weight_map'")
+    for name in weight_map.values():
         # The index comes from strangers: a name with a path in it would read files outside the model.
         if not isinstance(name, str) or Path(name).name != name:
             raise UnreadableFile(f"{index}: {name!r} is not a file name")
+    for name in set(weight_map.values()):
         if not (index.parent / name).is_file():
             raise UnreadableFile(f"{index.parent / name}: missing, though {index.name} lists it")
-    return dict(weight_map)
+    return weight_map
 
 
 def _check_index(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:

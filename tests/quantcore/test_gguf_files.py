@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantcore.containers.gguf import GGUFSink
-from quantcore.errors import UnreadableFile
+from quantcore.errors import InputError, UnreadableFile
+from quantcore.formats import to_float
 from quantcore.ggufkv import Value, ValueType, array, boolean, encode, f32, string, u32
 from quantcore.sources.gguf import open_gguf
 from quantcore.tensors import TensorInfo
@@ -228,3 +229,43 @@ def test_any_damage_to_a_header_is_an_error_or_harmless(model, at, value):
 
 def test_info_of_a_scalar_is_one_row():
     assert TensorInfo("s", (), "F32", 4).n_rows == 1
+
+
+def test_tensors_of_64_bits_and_of_none_are_read_as_they_are(tmp_path):
+    infos = [
+        TensorInfo("none", (0, 4), "F32", 0),
+        TensorInfo("wide", (2, 3), "F64", 48),
+        TensorInfo("last", (4, 0), "F32", 0),
+    ]
+    values = np.arange(6, dtype=np.float64).reshape(2, 3) / 3
+    with GGUFSink(tmp_path / "a.gguf", {"general.architecture": string("llama")}, infos) as sink:
+        sink.write("wide", values.tobytes())
+        sink.commit()
+
+    source = open_gguf(tmp_path / "a.gguf")
+
+    assert np.array_equal(source.tensor("wide").read(), values)
+    assert np.array_equal(to_float(infos[1], source.tensor("wide").read()), values.astype(np.float32))
+    assert source.tensor("none").read().size == source.tensor("last").read().size == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "general.alignment",
+            Value(ValueType.UINT64, 2**40),
+            "alignment is 1099511627776, not a power of two",
+        ),
+        ("split.count", string("two"), "split.count is 'two', not a number of files"),
+    ],
+)
+def test_absurd_values_of_the_file_itself_are_refused(tmp_path, key, value, said):
+    with pytest.raises(UnreadableFile, match=said):
+        open_gguf(_file(tmp_path, ARCHITECTURE + encode(key, value), keys=2))
+
+
+@pytest.mark.parametrize("value", [u32(-1), u32("12"), u32([1, 2]), f32(1e300), string("\ud800"), string(3)])
+def test_a_value_that_is_none_of_its_type_is_refused_by_key(value):
+    with pytest.raises(InputError, match=r"^the\.key cannot be "):
+        encode("the.key", value)

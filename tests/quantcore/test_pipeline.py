@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quantcore import pipeline
-from quantcore.errors import Cancelled, NotEnoughSpace, UnreadableFile, UnsupportedTensor
+from quantcore.errors import Cancelled, InputError, NotEnoughSpace, UnreadableFile, UnsupportedTensor
 from quantcore.formats import get_format
 from quantcore.formats.base import Packed
 from quantcore.pipeline import quantize, verify
@@ -107,7 +107,7 @@ def test_nan_weights_name_file_and_tensor(tmp_path):
 def test_a_full_disk_is_told_before_any_work(source, tmp_path, monkeypatch):
     """When the planned file does not fit, the message has both numbers and nothing is written."""
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("quantcore.containers.atomic.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("quantcore.atomic.shutil.disk_usage", lambda _path: usage)
 
     with pytest.raises(NotEnoughSpace, match=r"out\.gguf: needs [\d.]+ MB, .* has 0\.0 MB free"):
         quantize(source, make_plan(source, "Q8_0"), tmp_path / "out.gguf")
@@ -179,3 +179,29 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     done = subprocess.run([*command, "--threads", "2"], capture_output=True, text=True, check=True)
 
     assert int(done.stdout.splitlines()[-1]) * 1024 < 420e6
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(source, tmp_path):
+    """`/dev/null` would be a model for everybody afterwards."""
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(InputError, match="pipe: is no ordinary file"):
+        quantize(source, make_plan(source, "Q8_0"), tmp_path / "pipe")
+
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_no_file_of_the_source_is_replaced(source):
+    with pytest.raises(InputError, match=r"small\.gguf: is a file of the source"):
+        quantize(source, make_plan(source, "Q8_0"), source.path)
+
+
+def test_a_multitude_of_threads_is_cut_to_what_the_cores_can_use(source, tmp_path, monkeypatch):
+    """Each thread has slabs in flight, so that their number bounds the memory."""
+    asked = []
+    real = pipeline.ThreadPoolExecutor
+    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", lambda count: asked.append(count) or real(count))
+
+    quantize(source, make_plan(source, "Q8_0"), tmp_path / "out.gguf", threads=100_000)
+
+    assert asked[0] <= 4 * (os.cpu_count() or 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quantcore.errors import InputError, UnknownFormat
-from quantcore.ggufkv import string
+from quantcore.errors import InputError, UnknownFormat, UnreadableFile, UnsupportedTensor
+from quantcore.ggufkv import Value, ValueType, f32, string
 from quantcore.plan import Options, Plan, make_plan
 from quantcore.recipes import get_recipe, recipes
 from quantcore.sources.base import Source
@@ -128,3 +128,30 @@ def test_level_names_are_forgiving(name):
 def test_an_unknown_level_lists_what_there_is():
     with pytest.raises(UnknownFormat, match=r"'Q9'.*Q4_K_M"):
         get_recipe("Q9")
+
+
+def test_a_type_that_rows_do_not_fit_is_refused_by_file_and_tensor():
+    with pytest.raises(
+        UnsupportedTensor, match=r"SmolLM2-135M: token_embd\.weight: row of 576 is not .* Q4_K"
+    ):
+        make_plan(source_of("SmolLM2-135M"), "Q8_0", Options(embedding_type="Q4_K"))
+
+
+def test_integers_are_not_quantized():
+    source = source_of("tiny-novels-7m")
+    odd = replace(source.tensors[0], info=replace(source.tensors[0].info, type="I32"))
+
+    with pytest.raises(UnsupportedTensor, match=r"token_embd\.weight holds I32, which cannot become"):
+        make_plan(replace(source, tensors=(odd, *source.tensors[1:])), "Q8_0")
+
+
+@pytest.mark.parametrize("value", [string("many"), f32(2.5), Value(ValueType.INT32, -1)])
+@pytest.mark.parametrize(
+    "key", ["block_count", "attention.head_count", "attention.head_count_kv", "expert_count"]
+)
+def test_a_hyperparameter_of_another_kind_is_named(key, value):
+    source = source_of("tiny-novels-7m")
+    odd = replace(source, metadata={**source.metadata, f"llama.{key}": value})
+
+    with pytest.raises(UnreadableFile, match=rf"tiny-novels-7m: llama\.{key} is .*, not a whole number"):
+        make_plan(odd, "Q4_K_M")

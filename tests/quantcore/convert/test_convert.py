@@ -154,17 +154,27 @@ def test_a_missing_file_is_named(llama, name):
         ({"architectures": None}, "'architectures'"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers must be a positive number, not '2'"),
         ({"head_dim": -4}, "head_dim must be a positive number, not -4"),
-        ({"rms_norm_eps": "small"}, r"config\.json: ValueError: could not convert string to float: 'small'"),
+        (
+            {"rms_norm_eps": "small"},
+            r"config\.json: llama\.\S+_rms_epsilon cannot be 'small', float32 is",
+        ),
+        ({"rms_norm_eps": [1e-5, 1e-6]}, r"config\.json: llama\.\S+_rms_epsilon cannot be \[1e-05, 1e-06\]"),
+        ({"rms_norm_eps": 1e300}, r"config\.json: llama\.\S+_rms_epsilon cannot be 1e\+300"),
         ({"rope_parameters": [1]}, r"config\.json: TypeError"),
         ({"num_hidden_layers": 3}, r"lack blk\.2\.attn_norm\.weight"),
-        ({"head_dim": 4}, "k_proj.weight has 16 rows, config.json means 8"),
-        ({"vocab_size": 100}, "has 260 tokens, config.json says 100"),
+        ({"num_hidden_layers": 2**30}, "num_hidden_layers is 1073741824, the weights are 21 tensors"),
+        ({"num_hidden_layers": 2**40}, "num_hidden_layers is 1099511627776, more than any model has"),
+        ({"head_dim": 4}, r"k_proj\.weight is \[16, 32\], config\.json means \[8, 32\]"),
+        ({"head_dim": 7}, "heads of 7 cannot be rotated"),
+        ({"num_key_value_heads": 2**31 - 1}, r"is \[16, 32\], config\.json means \[17179869176, 32"),
+        ({"vocab_size": 100}, r"is \[260, 32\], config\.json means \[100, 32\]"),
+        ({"quantization_config": [1]}, r"config\.json: the weights are already quantized"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(llama, changes, said):
     change_config(llama, **changes)
 
-    with pytest.raises(UnreadableFile, match=said):
+    with pytest.raises(InputError, match=said):
         open_huggingface(llama)
 
 
@@ -188,4 +198,27 @@ def test_a_tensor_the_family_does_not_know_is_refused_by_name(llama):
     (llama / "model.safetensors").write_bytes(safetensors_bytes(odd))
 
     with pytest.raises(UnsupportedTensor, match=r"llama has no tensor called model\.layers\.0\.mixer\.A_log"):
+        open_huggingface(llama)
+
+
+def test_a_name_given_twice_is_refused(llama):
+    twice = weights_of(config_of("llama")) | {"transformer.wte.weight": np.zeros((260, 32), np.float32)}
+    (llama / "model.safetensors").write_bytes(safetensors_bytes(twice))
+
+    with pytest.raises(
+        UnreadableFile, match=r"wte\.weight and model\.embed_tokens\.weight are both token_embd"
+    ):
+        open_huggingface(llama)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7, 3), (2, 2, 2, 2, 2), (48, 32)])
+@pytest.mark.parametrize("part", ["self_attn.q_proj", "mlp.down_proj", "input_layernorm"])
+def test_a_tensor_of_another_shape_is_refused_by_name(llama, part, shape):
+    """llama.cpp would refuse the file that came of it."""
+    name = f"model.layers.0.{part}.weight"
+    (llama / "model.safetensors").write_bytes(
+        safetensors_bytes(weights_of(config_of("llama")) | {name: np.zeros(shape, np.float32)})
+    )
+
+    with pytest.raises(UnreadableFile, match=rf"model\.safetensors: {name} is \[.*\], config\.json means"):
         open_huggingface(llama)

@@ -144,3 +144,31 @@ def test_no_two_entries_share_a_name():
     names = [name for entry in PRE_TOKENIZERS for name in entry.names]
 
     assert len(names) == len(set(names))
+
+
+def test_a_piece_that_is_a_number_is_refused(tmp_path):
+    """Taken for a length, it would be that many zero bytes."""
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x06\x08\xff\xff\xff\xff\x0f")
+
+    with pytest.raises(UnreadableFile, match="expected a field of bytes"):
+        tokenizer_metadata(tmp_path, 6)
+
+
+def test_a_negative_id_is_refused(tmp_path):
+    write_tokenizer(tmp_path)
+    added = {"added_tokens_decoder": {"-1": {"content": "q", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(added))
+
+    with pytest.raises(UnreadableFile, match="token 'q' has the id -1"):
+        tokenizer_metadata(tmp_path, 262)
+
+
+@pytest.mark.parametrize("merges", [None, "t h", []])
+def test_bpe_without_merges_is_refused(tmp_path, merges):
+    """llama.cpp would refuse the file that came of it."""
+    tokenizer = byte_tokenizer()
+    tokenizer["model"]["merges"] = merges
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    with pytest.raises(UnreadableFile, match=r"tokenizer\.json: has no list of merges"):
+        tokenizer_metadata(tmp_path, 262)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantcore.convert import open_huggingface, open_model
-from quantcore.errors import InputError, UnreadableFile
+from quantcore.errors import Cancelled, InputError, UnreadableFile
 from quantcore.evaluate.divergence import divergence, encode_log_probs, open_base, save_base
 from quantcore.evaluate.perplexity import chunked, compare, perplexity, token_nll
 from quantcore.ggufkv import boolean
@@ -148,3 +148,33 @@ def test_a_cut_or_foreign_base_is_refused(tiny, tmp_path):
         open_base(tmp_path / "cut")
     with pytest.raises(UnreadableFile, match="foreign: not a base"):
         open_base(tmp_path / "foreign")
+
+
+def test_useless_predictions_are_an_error(tiny, tmp_path):
+    """Neither NaN nor a number beyond all numbers is a perplexity."""
+    broken = {name: np.full_like(value, np.nan) for name, value in weights_of(config_of("llama")).items()}
+    (tmp_path / "tiny/model.safetensors").write_bytes(safetensors_bytes(broken))
+
+    with pytest.raises(InputError, match="predictions are useless: its mean loss is nan"):
+        perplexity(open_huggingface(tmp_path / "tiny"), TEXT, n_ctx=32)
+
+
+def test_too_few_tokens_for_statistics_are_told_before_any_work(tiny, tmp_path):
+    save_base(tiny, TEXT, tmp_path / "base", n_ctx=32)
+    told = []
+
+    with pytest.raises(InputError, match="only 15 tokens are scored; divergence needs 100"):
+        divergence(tiny, TEXT, tmp_path / "base", n_chunks=1, report=told.append)
+    assert not told
+
+
+def test_a_failed_base_leaves_nothing(tiny, tmp_path):
+    def stop(_progress):
+        raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        save_base(tiny, TEXT, tmp_path / "base", n_ctx=32, report=stop)
+    with pytest.raises(InputError, match=r"the folder .*nowhere does not exist"):
+        save_base(tiny, TEXT, tmp_path / "nowhere" / "base", n_ctx=32)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -134,3 +134,22 @@ def test_merges_across_words_happen_where_a_token_spans_them():
 
     assert not merger.by_words
     assert merger.encode("ab\u2581a") == [ids["a"], ids["b\u2581a"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tokens": string("abc")}, "tokens is not a list of str"),
+        ({"tokens": array(ValueType.UINT32, [1, 2])}, "tokens is not a list of str"),
+        ({"token_type": array(ValueType.INT32, [1, 2])}, "4096 tokens and 2 token types"),
+        ({"merges": array(ValueType.INT32, [1, 2])}, "merges is not a list of str"),
+        ({"pre": string("nonsense")}, "tokenizer.ggml.pre is 'nonsense'"),
+        (
+            {"add_bos_token": boolean(True), "bos_token_id": u32(4096)},
+            "bos_token_id is 4096, not one of 4096",
+        ),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_is_refused(demo, values, said):
+    with pytest.raises(InputError, match=f"tiny-novels-7m: .*{said}"):
+        load_tokenizer(changed(demo, **values))

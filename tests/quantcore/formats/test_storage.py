@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from quantcore.errors import UnknownFormat, UnsupportedTensor
-from quantcore.formats import formats, get_format, storage_nbytes, to_float
+from quantcore.formats import formats, get_format, to_float
+from quantcore.ggmltypes import storage_nbytes
 from quantcore.tensors import TensorInfo
 
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)

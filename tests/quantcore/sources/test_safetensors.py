@@ -130,3 +130,20 @@ def test_an_index_is_held_to_its_word(tmp_path, weight_map, said):
 def test_a_directory_without_weights_says_so(tmp_path):
     with pytest.raises(UnreadableFile, match=r"no model\.safetensors"):
         open_directory(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [["F32"], {"a": 1}, None, 3])
+def test_a_dtype_that_is_no_text_is_refused(tmp_path, dtype):
+    with pytest.raises(UnreadableFile, match="w: unknown dtype"):
+        read_header(file_with(tmp_path, {"w": entry(dtype=dtype)}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_json_that_nests_too_deeply_is_refused(tmp_path, name):
+    """Python gives up on it in another way than on JSON with a mistake."""
+    deep = b"[" * 100_000
+    file_with(tmp_path, {})
+    (tmp_path / name).write_bytes(struct.pack("<Q", len(deep)) + deep if name.endswith("rs") else deep)
+
+    with pytest.raises(UnreadableFile, match=rf"{name}: .*nests too deeply"):
+        open_directory(tmp_path)

@@ -34,8 +34,9 @@ class AtomicFile:
     def open(self) -> None:
         """Create the file and reserve its space; raises `NotEnoughSpace` before anything is written."""
         parent = _existing_parent(self.path)
-        if self.path.is_dir():
-            raise InputError(f"{self.path}: is a folder; give the name of a file")
+        if self.path.exists() and not self.path.is_file():
+            what = "a folder" if self.path.is_dir() else "no ordinary file"
+            raise InputError(f"{self.path}: is {what}; give the name of a file")
         self._fd = self._open_unnamed(parent)
         try:
             self._reserve(parent)
@@ -76,12 +77,17 @@ class AtomicFile:
             f"{self.path.parent} has {free / 1e6:,.1f} MB free"
         )
 
-    def write(self, data: memoryview | bytes) -> None:
-        """Append bytes."""
-        view = memoryview(data)
+    def write(self, data: memoryview | bytes, offset: int | None = None) -> None:
+        """Append bytes, or put them at `offset`, which several threads may do at a time."""
+        view = memoryview(data).cast("B")
         try:
             while view:
-                view = view[os.write(self._fd, view) :]
+                if offset is None:
+                    count = os.write(self._fd, view)
+                else:
+                    count = os.pwrite(self._fd, view, offset)
+                    offset += count
+                view = view[count:]
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                 raise self._full(shutil.disk_usage(self.path.parent).free) from exc
