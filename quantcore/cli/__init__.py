@@ -11,10 +11,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from math import isfinite
 from pkgutil import iter_modules
+from typing import Any
 
+from quantcore.cli._terminal import visible
 from quantcore.errors import QuantcoreError
 
 
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         document = arguments.run(arguments)
         if arguments.json:
-            json.dump(document, sys.stdout, indent=2)
+            json.dump(_strict(document), sys.stdout, indent=2, allow_nan=False)
             print()
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -46,7 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has had enough (`| head`); Python would complain again while closing it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (QuantcoreError, OSError) as exc:
-        print(f"quantcore {arguments.verb}: {' '.join(str(exc).split())}", file=sys.stderr)
+    except (QuantcoreError, OSError, MemoryError) as exc:
+        message = str(exc) or type(exc).__name__
+        print(f"quantcore {arguments.verb}: {visible(' '.join(message.split()))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _strict(document: Any) -> Any:
+    """Return a document with null for NaN and infinities, which files may hold and JSON may not."""
+    if isinstance(document, float):
+        return document if isfinite(document) else None
+    if isinstance(document, Mapping):
+        return {key: _strict(value) for key, value in document.items()}
+    return [_strict(value) for value in document] if isinstance(document, list | tuple) else document

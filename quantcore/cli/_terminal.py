@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from shutil import get_terminal_size
 from typing import TextIO
 
 from quantcore.progress import Progress, Report, ignore
@@ -32,14 +35,18 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def visible(text: str) -> str:
+    """Return text that a terminal shows as it is: names in files may hold line breaks and escape codes."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 class ProgressBar:
-    """Draw one line that overwrites itself; a report callback. Use as a context manager to end the line."""
+    """Draw one line that overwrites itself, at most as wide as the terminal; a report callback."""
 
     WIDTH = 24
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.drawn = False
 
     def __call__(self, progress: Progress) -> None:
         filled = int(progress.share * self.WIDTH)
@@ -47,24 +54,25 @@ class ProgressBar:
         place = f" {progress.index}/{progress.count}" if progress.count else ""
         line = (
             f"{progress.stage} [{'#' * filled}{'.' * (self.WIDTH - filled)}] "
-            f"{progress.share:4.0%}{place} {progress.item}{left}"
+            f"{progress.share:4.0%}{place}{left} {visible(progress.item)}"
         )
-        self.stream.write(f"\r\x1b[K{line[:118]}")
+        self.stream.write(f"\r\x1b[K{line[: get_terminal_size().columns - 1]}")
         self.stream.flush()
-        self.drawn = True
 
     def close(self) -> None:
-        if self.drawn:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+        """Erase the line."""
+        self.stream.write("\r\x1b[K")
+        self.stream.flush()
 
 
-def reporter() -> Report:
-    """Return a progress bar on standard error if a person is watching, else a callback that does nothing."""
-    return ProgressBar(sys.stderr) if sys.stderr.isatty() else ignore
-
-
-def finish(report: Report) -> None:
-    """Erase the bar, if there is one."""
-    if isinstance(report, ProgressBar):
-        report.close()
+@contextmanager
+def progress_bar() -> Iterator[Report]:
+    """Yield a bar on standard error if a person is watching, else a callback that does nothing."""
+    if not sys.stderr.isatty():
+        yield ignore
+        return
+    bar = ProgressBar(sys.stderr)
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcore.cli._options import threads
-from quantcore.cli._terminal import add_json, finish, human_bytes, reporter
+from quantcore.cli._terminal import add_json, human_bytes, progress_bar
 from quantcore.evaluate.hardware import hardware
 from quantcore.evaluate.speed import Speed, bench
 
@@ -27,8 +27,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    report = reporter()
-    try:
+    with progress_bar() as report:
         speed = bench(
             arguments.model,
             pp=arguments.pp,
@@ -37,8 +36,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             threads=arguments.threads,
             report=report,
         )
-    finally:
-        finish(report)
     if not arguments.json:
         _print(speed)
     return asdict(speed) | {"hardware": asdict(hardware())}

@@ -6,10 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantcore.cli._options import threads
-from quantcore.cli._terminal import add_json, finish, human_bytes, human_seconds, reporter
+from quantcore.cli._making import add_making, make
 from quantcore.convert import native_level, open_huggingface
-from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
 
 LEVELS = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
@@ -27,24 +25,11 @@ def add_parser(verbs: Any) -> None:
         default="auto",
         help="type of the weights; auto keeps 16-bit weights as they are and makes F16 of others",
     )
-    parser.add_argument(
-        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
-    )
-    add_json(parser)
+    add_making(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source = open_huggingface(arguments.source)
     level = LEVELS.get(arguments.outtype) or native_level(source)
-    plan = make_plan(source, level)
-    report = reporter()
-    try:
-        result = quantize(source, plan, arguments.destination, threads=arguments.threads, report=report)
-    finally:
-        finish(report)
-    if not arguments.json:
-        size, seconds = human_bytes(result.file_bytes), human_seconds(result.seconds)
-        print(f"{result.path}: {source.architecture}, {plan.level}, {size}, {seconds}")
-        print(f"sha256 {result.sha256}")
-    return {**plan.to_json(), "seconds": result.seconds, "sha256": result.sha256}
+    return make(source, make_plan(source, level), arguments)

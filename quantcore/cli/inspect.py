@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from quantcore.cli._options import add_source
-from quantcore.cli._terminal import add_json, human_bytes
+from quantcore.cli._terminal import add_json, human_bytes, visible
 from quantcore.convert import open_model
 from quantcore.ggufkv import Value, ValueType
 from quantcore.sources.base import Source
@@ -48,7 +48,7 @@ def describe(source: Source) -> dict[str, Any]:
     return {
         "format": source.format,
         "architecture": source.architecture,
-        "name": source.get("general.name", source.path.name),
+        "name": _printable(source.get("general.name", source.path.name)),
         "parameters": weights,
         "file_bytes": sum(file.stat().st_size for file in source.files),
         "bpw": nbytes * 8 / weights if weights else 0.0,
@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _print(document: dict[str, Any]) -> None:
     kinds = Counter(tensor["type"] for tensor in document["tensors"])
-    print(f"{document['name']}: {document['architecture']}, {document['parameters'] / 1e6:,.1f} M parameters")
+    title = visible(f"{document['name']}: {document['architecture']}")
+    print(f"{title}, {document['parameters'] / 1e6:,.1f} M parameters")
     print(
         f"{document['format']}, {human_bytes(document['file_bytes'])}, {document['bpw']:.2f} bits per weight"
     )
@@ -77,8 +78,10 @@ def _print(document: dict[str, Any]) -> None:
         f"{len(document['tensors'])} tensors: {', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}\n"
     )
     for key, value in document["metadata"].items():
-        print(f"  {key} = {value if len(str(value)) <= 90 else str(value)[:87] + '...'}")
+        text = visible(f"{key} = {value}")
+        print(f"  {text if len(text) <= 110 else text[:107] + '...'}")
     print()
     for tensor in document["tensors"]:
         shape = " x ".join(str(n) for n in tensor["shape"])
-        print(f"  {tensor['name']:<40} {shape:>20} {tensor['type']:<6} {human_bytes(tensor['nbytes']):>9}")
+        name, size = visible(tensor["name"]), human_bytes(tensor["nbytes"])
+        print(f"  {name:<40} {shape:>20} {tensor['type']:<6} {size:>9}")

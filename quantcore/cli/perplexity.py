@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcore.cli._options import threads
-from quantcore.cli._terminal import add_json, finish, human_seconds, reporter
+from quantcore.cli._terminal import add_json, human_seconds, progress_bar
 from quantcore.convert import open_model
 from quantcore.errors import UnreadableFile
 from quantcore.evaluate.divergence import Divergence, divergence, save_base
@@ -44,17 +44,16 @@ def read_text(path: Path) -> str:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source, text = open_model(arguments.source), read_text(arguments.text)
-    report, far = reporter(), None
-    common: dict[str, Any] = {"n_chunks": arguments.chunks, "threads": arguments.threads, "report": report}
-    try:
+    common: dict[str, Any] = {"n_chunks": arguments.chunks, "threads": arguments.threads}
+    far = None
+    with progress_bar() as report:
+        common["report"] = report
         if arguments.kl_base:
             found, far = divergence(source, text, arguments.kl_base, **common)
         elif arguments.save_base:
             found = save_base(source, text, arguments.save_base, n_ctx=arguments.ctx, **common)
         else:
             found = perplexity(source, text, n_ctx=arguments.ctx, **common)
-    finally:
-        finish(report)
     if not arguments.json:
         _print(found, far)
     return _document(found) | (_far_document(far) if far else {})

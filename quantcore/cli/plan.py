@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcore.cli._options import add_level, add_source, options
-from quantcore.cli._terminal import add_json, human_bytes
+from quantcore.cli._terminal import add_json, human_bytes, visible
 from quantcore.convert import open_model
 from quantcore.plan import Plan, make_plan
 
@@ -33,7 +33,7 @@ def print_plan(plan: Plan) -> None:
     for tensor in plan.tensors:
         shape = " x ".join(str(n) for n in reversed(tensor.shape))
         print(
-            f"{tensor.name:<34} {shape:>16} {tensor.source_type:>5} -> {tensor.type:<5} "
+            f"{visible(tensor.name):<34} {shape:>16} {tensor.source_type:>5} -> {tensor.type:<5} "
             f"{human_bytes(tensor.nbytes):>8}  {tensor.reason}"
         )
     for warning in plan.warnings:

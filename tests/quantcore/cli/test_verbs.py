@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from quantcore.cli import main
-from tests.quantcore.models import small_llama
+from quantcore.cli._terminal import ProgressBar
+from quantcore.ggufkv import ValueType, array, f32, string
+from quantcore.progress import Progress
+from tests.quantcore.models import llama_metadata, small_llama, tensor_infos, write_gguf
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_people_get_text(model, capsys, verb):
     [
         (["plan", "MODEL", "--to", "Q99"], "no level is called 'Q99'"),
         (["inspect", "nowhere.gguf"], "nowhere.gguf: No such file"),
-        (["quantize", "MODEL", "MODEL", "--to", "Q8_0"], "is the source itself"),
+        (["quantize", "MODEL", "MODEL", "--to", "Q8_0"], "is a file of the source"),
         (["quantize", "MODEL", "missing/out.gguf", "--to", "Q8_0"], "the folder missing does not exist"),
     ],
 )
@@ -147,3 +151,52 @@ def test_a_closed_pipe_is_no_traceback(model):
     os.close(write)
 
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("backend", "status"), [("auto", 0), ("numpy", 0), ("jit", 1), ("cuda", 1)])
+def test_a_backend_is_used_or_refused_by_name(model, capsys, tmp_path, backend, status):
+    out = tmp_path / "out.gguf"
+
+    assert main(["quantize", str(model), str(out), "--to", "Q8_0", "--backend", backend, "--json"]) == status
+
+    captured = capsys.readouterr()
+    if status:
+        assert f"--backend {backend} is not in this version; use numpy or auto" in captured.err
+        assert not out.exists()
+    else:
+        assert json.loads(captured.out)["backend"] == "numpy"
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path, capsys):
+    metadata = {
+        **llama_metadata(),
+        "llama.odd": f32(float("nan")),
+        "llama.list": array(ValueType.FLOAT32, [1, float("inf")]),
+    }
+    path = write_gguf(tmp_path / "odd.gguf", metadata, [])
+
+    found = document(capsys, "inspect", path, "--json")
+
+    assert (found["metadata"]["llama.odd"], found["metadata"]["llama.list"]) == (None, [1.0, None])
+
+
+def test_names_cannot_steer_the_terminal(tmp_path, capsys):
+    """Escape codes, line breaks and bytes that are no text are shown as one strange letter each."""
+    metadata = {**llama_metadata(), "general.name": string("a\x1b[31m\udcff")}
+    path = write_gguf(tmp_path / "odd.gguf", metadata, tensor_infos({"x\ny.weight": (2, 4)}))
+
+    assert main(["inspect", str(path)]) == 0
+
+    shown = capsys.readouterr().out
+    assert shown.startswith("a\ufffd[31m\ufffd: llama")
+    assert "x\ufffdy.weight" in shown
+
+
+def test_the_bar_stays_within_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = io.StringIO()
+
+    ProgressBar(stream)(Progress("quantize", 1, 2, "weights", 1.0, 9.0, "blk.0.ffn_down.weight" * 9, 3, 9))
+
+    assert len(stream.getvalue().removeprefix("\r\x1b[K")) == 59
+    assert "50% 3/9, 9.0 s left bl" in stream.getvalue()

@@ -1,0 +1,36 @@
+"""What convert and quantize share: make the planned file, show how far it is, say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from quantcore.cli._options import threads
+from quantcore.cli._terminal import add_json, human_bytes, human_seconds, progress_bar
+from quantcore.pipeline import quantize
+from quantcore.plan import Plan
+from quantcore.sources.base import Source
+
+
+def add_making(parser: argparse.ArgumentParser) -> None:
+    """Add `--threads` and `--json`."""
+    parser.add_argument(
+        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+    )
+    add_json(parser)
+
+
+def make(source: Source, plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write the planned file at `arguments.destination` and return the document of `--json`."""
+    for warning in plan.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    with progress_bar() as report:
+        result = quantize(source, plan, arguments.destination, threads=arguments.threads, report=report)
+    if not arguments.json:
+        print(
+            f"{result.path}: {plan.level}, {human_bytes(result.file_bytes)}, {plan.bpw:.2f} bits per weight, "
+            f"{human_seconds(result.seconds)}"
+        )
+        print(f"sha256 {result.sha256}")
+    return {**plan.to_json(), "seconds": result.seconds, "sha256": result.sha256}
