@@ -14,15 +14,16 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
+from django.db.models import ProtectedError
 
-from hub.catalog.models import Blob
+from hub.catalog.models import Blob, QuantFile, RevisionFile
 
 PIECE = 1 << 20
 # A partial name or a blob without a row is someone's work in progress until it is this old.
@@ -160,7 +161,11 @@ def lay_out(files: Iterable[tuple[str, str]], folder: Path) -> None:
 
 
 def sweep() -> int:
-    """Remove old partial files and old bytes without a row, left by killed processes; return how many."""
+    """Remove old partial files and old bytes without a row; return how many.
+
+    Killed processes leave them, and whoever deletes a model or a quant.
+    """
+    _forget_unused()
     old = time.time() - ABANDONED_SECONDS
     root = Path(settings.BLOB_DIR)
     # Whoever puts bytes makes their file young before giving it a row, so none of these gets one meanwhile.
@@ -169,6 +174,16 @@ def sweep() -> int:
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def _forget_unused() -> None:
+    """Delete rows that nothing refers to: rows are made in one transaction with what refers to them."""
+    unused = Blob.objects.all()
+    for owner in (RevisionFile, QuantFile):
+        unused = unused.exclude(pk__in=owner.objects.values("blob"))
+    for blob in unused:
+        with suppress(ProtectedError, IntegrityError):  # somebody has found a use for it just now
+            blob.delete()
 
 
 def _older(path: Path, moment: float) -> bool:

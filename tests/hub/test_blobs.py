@@ -8,7 +8,7 @@ import pytest
 from django.db import transaction
 
 from hub import blobs
-from hub.catalog.models import Blob
+from hub.catalog.models import Blob, RevisionFile
 from tests.hub.conftest import files_below
 
 
@@ -76,7 +76,7 @@ def test_adopting_moves_the_file(db, file):
 
     blobs.adopt(file, digest)
 
-    assert blobs.sweep() == 0
+    assert blobs.sweep() == 0  # young again, however long the job took
     assert blobs.exists(digest)
     assert not file.exists()
 
@@ -135,17 +135,32 @@ def test_changed_bytes_are_noticed_when_read(db, file):
         blobs.check(blob, read=True)
 
 
-def test_sweeping_takes_only_old_bytes_without_a_row(db, file, settings):
-    kept = blobs.path_of(blobs.record(blobs.put(file)).sha256)
+def test_sweeping_takes_only_old_bytes_without_a_row(file, revision, settings):
+    kept = blobs.record(blobs.put(file))
+    RevisionFile.objects.create(revision=revision, path="model.bin", blob=kept)
     partial = settings.BLOB_DIR / "partial" / "deadbeef"
     fresh = settings.BLOB_DIR / "partial" / "cafe"
     for path in (partial, fresh):
         path.write_bytes(b"half")
-    for path in (kept, partial):
+    for path in (blobs.path_of(kept.sha256), partial):
         os.utime(path, (0, 0))
 
     assert blobs.sweep() == 1
-    assert files_below(settings.BLOB_DIR) == sorted([kept, fresh])
+    assert files_below(settings.BLOB_DIR) == sorted([blobs.path_of(kept.sha256), fresh])
+
+
+def test_the_bytes_of_what_was_deleted_go_with_the_next_sweep(quant, settings):
+    path = blobs.path_of(quant.files.get().blob_id)
+    path.parent.mkdir()
+    path.touch()
+    os.utime(path, (0, 0))
+    assert blobs.sweep() == 0
+
+    quant.delete()
+
+    assert blobs.sweep() == 1
+    assert not Blob.objects.exists()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "", "a" * 63])
