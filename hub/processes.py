@@ -19,11 +19,11 @@ HEALTHY_SECONDS = 60.0
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _end_with_parent() -> None:
-    """Runs in the child before exec: if `up` itself is killed, the kernel stops what it started."""
+def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to signal this process when its parent ends, however it ends."""
     if _LIBC is not None:
         pr_set_pdeathsig = 1
-        _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
+        _LIBC.prctl(pr_set_pdeathsig, by)
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - `up` has one thread only
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - `up` has one thread only
             )
 
     @property

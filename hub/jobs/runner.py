@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -11,6 +10,8 @@ import threading
 import traceback
 
 import django
+
+from hub.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,8 @@ def main(argv: list[str]) -> int:
 
 def _die_with_parent() -> None:
     """End this process when the worker ends, however it ends: nobody would record what is done here."""
-    if sys.platform == "linux":
-        # The kernel does it even while native code holds the interpreter.
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # The kernel does it even while native code holds the interpreter; the thread does where it cannot.
+    end_with_parent(by=signal.SIGKILL)
     threading.Thread(target=_wait_for_parent, name="parent", daemon=True).start()
 
 
