@@ -125,11 +125,12 @@ def _pre_tokenizer(source: Source) -> PreTokenizer:
 
 
 def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
-    vocab = {text: index for index, text in enumerate(tokens)}
+    # Words come as UTF-8, so that a token that is none can never be seen in the result either.
+    vocab = {text: index for index, text in enumerate(tokens) if _is_utf8(text)}
     merges: list[tuple[str, str]] = []
     for merge in _list(source, "merges", str):
         left, _, right = merge.partition(" ")
-        # A merge into or out of a token that does not exist can never be seen in the result.
+        # The same is true of a merge into or out of a token that does not exist.
         if left in vocab and right in vocab and left + right in vocab:
             merges.append((left, right))
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre.ignore_merges))
@@ -137,6 +138,14 @@ def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sentencepiece(source: Source, tokens: list[str]) -> Encode:

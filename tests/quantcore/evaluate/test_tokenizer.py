@@ -136,6 +136,17 @@ def test_merges_across_words_happen_where_a_token_spans_them():
     assert merger.encode("ab\u2581a") == [ids["a"], ids["b\u2581a"]]
 
 
+def test_a_token_that_is_no_text_changes_nothing(demo):
+    """Byte-level words are always UTF-8, so that such a token is never looked for."""
+    tokens = [*demo.get("tokenizer.ggml.tokens")[:-1], "bad\udcff"]
+    odd = load_tokenizer(changed(demo, tokens=array(ValueType.STRING, tokens)))
+
+    assert (
+        odd.encode("It's a dark night.").tolist()
+        == load_tokenizer(demo).encode("It's a dark night.").tolist()
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
