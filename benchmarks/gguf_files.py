@@ -121,7 +121,7 @@ def main() -> None:
     (HERE / "gguf_files.md").write_text(
         "# Whole files beside llama-quantize\n\n"
         "Made by `gguf_files.py`; medians; ratios are llama-quantize's time over ours. Small models measure\n"
-        "the start of the program more than its work: Python and numpy take a quarter of a second to load.\n\n"
+        "the start of the program more than its work: Python and numpy take a quarter second to load.\n\n"
         + table(rows)
     )
 
