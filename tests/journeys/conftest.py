@@ -5,9 +5,13 @@ import pytest
 from tests.journeys import browser as chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium, or a skip with one line where there is none."""
+    """A headless Chromium, or a skip with one line where there is none.
+
+    It is closed after each file: while it is open an event loop runs in this process, and Django refuses the
+    database to whatever tests run here next.
+    """
     path = chromium.find()
     if path is None:
         pytest.skip("no Chromium here; install the package chromium to run the browser tests")
