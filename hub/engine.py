@@ -69,13 +69,17 @@ class NoEngine(EngineError):
 
 @dataclass(frozen=True)
 class LevelInfo:
-    """A level as the pages show it. `bits` is what its base type costs per weight, scales included."""
+    """A level as the pages show it. `bits` is what its base type costs per weight, scales included.
+
+    `usual` marks the one to offer first.
+    """
 
     name: str
     title: str
     summary: str
     family: str
     bits: float
+    usual: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def levels() -> tuple[LevelInfo, ...]:
     """Return every level that can be asked for, smallest first."""
     known = quantcore.all_formats()
     found = [
-        LevelInfo(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits)
+        LevelInfo(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits, r.usual)
         for r in quantcore.all_recipes().values()
     ]
     return tuple(sorted(found, key=lambda level: level.bits))
@@ -188,11 +192,16 @@ def inspect(path: Path) -> Inspection:
         architecture=source.architecture,
         name=str(source.get("general.name", "")),
         parameters=sum(info.n_elements for info in source.infos),
-        n_ctx_train=int(source.hparam("context_length", 0) or 0),
+        n_ctx_train=_context(source),
         file_bytes=sum(file.stat().st_size for file in source.files),
         tensor_type=sizes.most_common(1)[0][0] if sizes else "",
         metadata={key: _shown(source.get(key)) for key in source.metadata},
     )
+
+
+def _context(source: Source) -> int:
+    with translated():
+        return source.count("context_length", 0)
 
 
 def _shown(value: Any) -> Any:

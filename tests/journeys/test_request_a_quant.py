@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tests.journeys import browser as chromium
 from tests.live import DEMO
 
-pytestmark = [pytest.mark.browser, pytest.mark.live, pytest.mark.xdist_group("live")]
+pytestmark = [pytest.mark.browser, pytest.mark.live]
 MODEL = f"/models/{DEMO}"
 STAGES = ["Fetch", "Plan", "Quantize", "Verify", "Measure", "Publish"]
 MINUTE = 60_000

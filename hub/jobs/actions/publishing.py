@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from hub import blobs
-from hub.catalog.models import Measurement, Quant, QuantFile
+from hub.catalog.models import Measurement, Model, Quant, QuantFile
 from hub.jobs.actions.steps import move
 from hub.jobs.models import Job, State
 
@@ -85,5 +85,7 @@ def _record(job: Job, artifact: Artifact) -> Quant:
 
 def _attach(quant: Quant, artifact: Artifact) -> None:
     blob = blobs.adopt(artifact.path, artifact.sha256)
+    # The catalog lists first what changed last.
+    Model.objects.filter(pk=quant.revision.model_id).update(updated=timezone.now())
     QuantFile.objects.create(quant=quant, path=artifact.path.name, blob=blob)
     Measurement.objects.bulk_create(Measurement(quant=quant, **vars(figure)) for figure in artifact.figures)
