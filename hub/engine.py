@@ -232,7 +232,11 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 def preview(revision: Revision, level: str) -> PlanSummary:
     """Return what a quant of a stored revision will weigh. Worked out once, for all levels, and kept."""
-    path = Path(settings.CACHE_DIR) / "previews" / f"{revision.commit}-{_version('quanthub')}.json"
+    path = (
+        Path(settings.CACHE_DIR)
+        / "previews"
+        / f"{revision.model.name}-{revision.commit}-{_version('quanthub')}.json"
+    )
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -251,26 +255,36 @@ def preview(revision: Revision, level: str) -> PlanSummary:
 def _all_previews(revision: Revision) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         source = open_source(lay_out(revision, Path(folder)))
-        return {level.name: _preview(source, level.name) for level in levels()}
+        return {level.name: _preview(source, level.name, Path(folder)) for level in levels()}
 
 
-def _preview(source: Source, level: str) -> dict[str, Any]:
+def _preview(source: Source, level: str, folder: Path) -> dict[str, Any]:
     try:
         plan = make_plan(source, level)
     except EngineError as exc:
-        return {"refused": str(exc)}
+        return {"refused": without_folder(str(exc), folder)}
     return {"file_bytes": plan.file_bytes, "bpw": plan.bpw, "warnings": list(plan.warnings)}
 
 
 def lay_out(revision: Revision, folder: Path) -> Path:
-    """Give a revision's blobs their names in a folder; return the path to open."""
+    """Give a revision's blobs their names in a folder called as the model; return the path to open.
+
+    The folder's name matters: what a Hugging Face directory does not say of itself is read from it.
+    """
     from hub import blobs
 
+    place = folder / revision.model.name
+    place.mkdir()
     names = list(revision.files.values_list("path", "blob_id"))
-    blobs.lay_out(names, folder)
+    blobs.lay_out(names, place)
     if revision.source_format == revision.SourceFormat.GGUF:
-        return folder / min(name for name, _ in names if name.endswith(".gguf"))
-    return folder
+        return place / min(name for name, _ in names if name.endswith(".gguf"))
+    return place
+
+
+def without_folder(text: str, folder: Path) -> str:
+    """Name files as the model names them: where the hub keeps them is nobody's business."""
+    return text.replace(f"{folder}/", "").replace(str(folder), "the disk")
 
 
 def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:

@@ -200,7 +200,7 @@ class Planner:
         if is_quantized(info.type) and is_quantized(kind) and not self.options.allow_requantize:
             raise InputError(
                 f"{self.path}: {info.name} is {info.type} already; quantizing it again loses quality: "
-                "start from the full-precision model, or allow it with --allow-requantize"
+                "start from the full-precision model, or allow requantizing"
             )
 
 

@@ -40,7 +40,7 @@ def make(job: Job) -> None:
 def _why(exc: Exception, job: Job) -> tuple[Job.ErrorKind, str]:
     """Return whose turn it is, and the sentence that the page shows."""
     if isinstance(exc, engine.EngineError | blobs.BlobError):
-        return Job.ErrorKind(exc.kind), _without_paths(str(exc), workspace.folder(job))
+        return Job.ErrorKind(exc.kind), engine.without_folder(str(exc), workspace.folder(job))
     if isinstance(exc, outages.AWAY):
         return Job.ErrorKind.RETRY, "The hub's database did not answer in time. Try again."
     if isinstance(exc, OSError):
@@ -50,11 +50,6 @@ def _why(exc: Exception, job: Job) -> tuple[Job.ErrorKind, str]:
     log = workspace.log_file(job).name
     text = f"Something went wrong in the hub itself. For whoever runs it: log jobs/{log}."
     return Job.ErrorKind.FAULT, text
-
-
-def _without_paths(text: str, folder: Path) -> str:
-    """Name files as the model names them: where the hub keeps them is nobody's business."""
-    return text.replace(f"{folder}/source/", "").replace(f"{folder}/", "").replace(str(folder), "the disk")
 
 
 class Recorder:
@@ -128,9 +123,7 @@ class Journey:
             blobs.check(file.blob, read=file.blob.size <= SMALL)
             done += file.blob.size
         self.record.tell(done, total, "bytes", "", len(files), len(files))
-        folder = self.folder / "source"
-        folder.mkdir()
-        self.source_path = engine.lay_out(self.revision, folder)
+        self.source_path = engine.lay_out(self.revision, self.folder)
 
     def plan(self) -> None:
         self.source = engine.open_source(self.source_path)

@@ -8,31 +8,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.db.models import QuerySet
 
 from hub import engine
 from hub.catalog.models import Measurement, Revision
 from hub.jobs import actions, baselines
 from hub.jobs.models import Job
+from hub.jobs.whole import Whole
 
 Metric = Measurement.Metric
+
+SOURCE, QUANT, SPEED = "perplexity of the source", "perplexity of the quant", "speed in llama.cpp"
+# Beside one pass over the text: five runs of a prompt and of a generation, the latter a token at a time.
+SPEED_COST = 0.4
 
 
 def measure(job: Job, source: engine.Source, made: Path, tell: engine.Tell) -> list[actions.Measured]:
     """Return every figure that this machine can measure of a finished file."""
-    return [*_quality(job, source, made, tell), *_speed(job, made, tell)]
+    steps = {QUANT: 1.0, SPEED: SPEED_COST}
+    if _kept(job.revision) is None:
+        steps = {SOURCE: 1.0} | steps
+    whole = Whole(tell, steps)
+    return [*_quality(job, source, made, whole), *_speed(job, made, whole.step(SPEED))]
 
 
-def _quality(job: Job, source: engine.Source, made: Path, tell: engine.Tell) -> Iterable[actions.Measured]:
+def _quality(job: Job, source: engine.Source, made: Path, whole: Whole) -> Iterable[actions.Measured]:
     try:
-        baseline = _baseline(job.revision, source, partial(_named, tell, "the source", 1))
-        quality = engine.perplexity(
-            engine.open_source(made), settings.EVAL_TEXT, partial(_named, tell, "the quant", 2)
-        )
+        baseline = _kept(job.revision)
+        if baseline is None:
+            baseline = _baseline(job.revision, source, whole.step(SOURCE))
+        quality = engine.perplexity(engine.open_source(made), settings.EVAL_TEXT, whole.step(QUANT))
     except (engine.Refused, engine.NoEngine) as exc:
         actions.log(job, f"Perplexity was not measured here: {exc}")
         return []
@@ -48,7 +57,7 @@ def _quality(job: Job, source: engine.Source, made: Path, tell: engine.Tell) -> 
 
 def _speed(job: Job, made: Path, tell: engine.Tell) -> Iterable[actions.Measured]:
     try:
-        speeds = engine.speeds(made, partial(_named, tell, "speed in llama.cpp", 3))
+        speeds = engine.speeds(made, tell)
     except engine.EngineError as exc:
         # The file is whole and measured for quality; a machine without the engine must not keep it back.
         actions.log(job, f"Speed was not measured here: {exc}")
@@ -60,18 +69,27 @@ def _speed(job: Job, made: Path, tell: engine.Tell) -> Iterable[actions.Measured
     ]
 
 
+def _key() -> str:
+    return engine.protocol_key(engine.quality_protocol(settings.EVAL_TEXT.read_bytes()))
+
+
+def _rows(revision: Revision, key: str) -> QuerySet[Measurement]:
+    return revision.measurements.filter(metric=Metric.PPL, method__protocol_key=key)
+
+
+def _kept(revision: Revision) -> engine.Losses | None:
+    """Return the source's losses by the present protocol if both they and its figure are kept."""
+    key = _key()
+    return baselines.load(revision, key) if _rows(revision, key).exists() else None
+
+
 def _baseline(revision: Revision, source: engine.Source, tell: engine.Tell) -> engine.Losses:
-    """Return the source's losses, measuring them if they are not kept, and see to its row."""
-    protocol = engine.quality_protocol(settings.EVAL_TEXT.read_bytes())
-    key = engine.protocol_key(protocol)
-    row = revision.measurements.filter(metric=Metric.PPL, method__protocol_key=key)
-    losses = baselines.load(revision, key)
-    if losses is not None and row.exists():
-        return losses
+    """Measure the source's losses, keep them, and see to its row."""
+    key = _key()
     quality = engine.perplexity(source, settings.EVAL_TEXT, tell)
     _require_sane(quality)
     baselines.save(revision, key, quality.losses)
-    if not row.exists():
+    if not _rows(revision, key).exists():
         figure = _measured(Metric.PPL, quality.perplexity, "", quality.method)
         Measurement.objects.create(revision=revision, **vars(figure))
     return quality.losses
@@ -82,11 +100,6 @@ def _require_sane(quality: engine.Quality) -> None:
         raise engine.EngineError(
             "The perplexity is not a finite number: the file is not fit to be published."
         )
-
-
-def _named(tell: engine.Tell, item: str, index: int, progress: dict[str, Any]) -> None:
-    """Say which of the three measurements is under way."""
-    tell({**progress, "item": progress["item"] or item, "index": index, "count": 3})
 
 
 def _measured(

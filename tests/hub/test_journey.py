@@ -1,10 +1,14 @@
 """A job's whole journey with the real engine, in this process."""
 
 import errno
+import hashlib
 import re
 import resource
+import subprocess
+import sys
 
 import pytest
+from django.conf import settings
 from django.db import OperationalError
 
 from hub import blobs, engine
@@ -46,6 +50,16 @@ def test_a_quant_is_made_verified_measured_and_published(ready, no_speed, leftov
     assert blobs.digest(blobs.path_of(file.blob_id)) == (file.blob_id, quant.file_bytes)
     assert job.plan["file_bytes"] == quant.file_bytes
     assert leftovers() == []
+
+
+def test_the_hub_makes_the_file_that_the_command_line_makes(ready, no_speed, tmp_path):
+    """Name and size label come from the model, not from a working folder: anyone can make the same bytes."""
+    quant = make(ready).quant
+
+    model, out = settings.DEMO_DIR / "tiny-novels-7m", tmp_path / "out.gguf"
+    subprocess.run([sys.executable, "-m", "quantcore", "quantize", model, out, "--to", "Q8_0"], check=True)
+
+    assert quant.files.get().blob_id == hashlib.sha256(out.read_bytes()).hexdigest()
 
 
 def test_every_stage_and_every_change_of_state_is_in_the_log(ready, no_speed):
