@@ -22,9 +22,25 @@ DEMO_SUMMARY = (
 # Files that say nothing about the model and would change its commit: editors' and downloaders' own.
 LEFT_OUT = frozenset({".git", ".cache", ".gitattributes", ".DS_Store"})
 
+# The types that a model is published in; any other has lost precision already.
+WHOLE_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
 
 class Refused(Exception):
     """The catalog cannot take this; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What an import did: the revision, whether it is new, and the one that was the newest before."""
+
+    revision: Revision
+    is_new: bool
+    before: Revision | None
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.revision.tensor_type not in WHOLE_TYPES
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ class _Found:
     name: str
 
 
-def import_path(path: Path, model_id: str | None = None, *, summary: str = "", licence: str = "") -> Revision:
+def import_path(path: Path, model_id: str | None = None, *, summary: str = "", licence: str = "") -> Taken:
     """Take a model folder or a GGUF file into the catalog. Doing it again changes nothing.
 
     Bytes are stored first, all rows in one transaction after them: a crash between leaves bytes that nothing
@@ -47,16 +63,17 @@ def import_path(path: Path, model_id: str | None = None, *, summary: str = "", l
     inspection = engine.inspect(path)
     owner, name = _model_id(model_id or f"local/{path.stem if path.is_file() else path.resolve().name}")
     stored = [(found.name, blobs.put(found.path)) for found in _files(path)]
-    revision = _record(owner, name, inspection, stored, summary=summary, licence=licence)
+    taken = _record(owner, name, inspection, stored, summary=summary, licence=licence)
     # The request page shows sizes at once, as they are worked out here already.
     with suppress(engine.EngineError):
-        engine.preview(revision, engine.levels()[0].name)
-    return revision
+        engine.preview(taken.revision, engine.levels()[0].name)
+    return taken
 
 
 def import_demo() -> Revision:
     """Take the demo model into the catalog."""
-    return import_path(settings.DEMO_DIR / "tiny-novels-7m", DEMO_ID, summary=DEMO_SUMMARY, licence="CC0-1.0")
+    folder = settings.DEMO_DIR / "tiny-novels-7m"
+    return import_path(folder, DEMO_ID, summary=DEMO_SUMMARY, licence="CC0-1.0").revision
 
 
 def _model_id(text: str) -> tuple[str, str]:
@@ -102,8 +119,9 @@ def _record(
     *,
     summary: str,
     licence: str,
-) -> Revision:
+) -> Taken:
     model, _ = Model.objects.get_or_create(owner=owner, name=name)
+    before = model.latest_revision
     _describe(model, inspection, summary=summary, licence=licence)
     revision, is_new = Revision.objects.get_or_create(
         model=model,
@@ -119,7 +137,7 @@ def _record(
         RevisionFile.objects.bulk_create(
             RevisionFile(revision=revision, path=path, blob=blobs.record(file)) for path, file in stored
         )
-    return revision
+    return Taken(revision, is_new, before)
 
 
 def _describe(model: Model, inspection: engine.Inspection, *, summary: str, licence: str) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hub.cli._errors import Failed
+
+if TYPE_CHECKING:
+    from hub.catalog.actions import Taken
 
 
 def add_parser(verbs: Any) -> None:
@@ -32,18 +36,44 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         # The hub may never have been started on this data folder.
         call_command("migrate", interactive=False, verbosity=0)
-        revision = actions.import_path(
+        taken = actions.import_path(
             arguments.path, arguments.id, summary=arguments.summary, licence=arguments.licence
         )
     except (actions.Refused, engine.EngineError, blobs.BlobError) as exc:
         raise Failed(str(exc)) from exc
     except DatabaseError as exc:
         raise Failed(f"the database cannot be used: {exc}") from exc
+    if warning := _warning(taken):
+        print(f"quanthub import: warning: {warning}", file=sys.stderr)
     if not arguments.json:
-        print(f"{revision.model} is in the catalog, commit {revision.commit}")
+        print(_said(taken))
+    revision = taken.revision
     return {
         "id": str(revision.model),
         "commit": revision.commit,
         "file_bytes": revision.file_bytes,
         "tensor_type": revision.tensor_type,
+        "is_new": taken.is_new,
     }
+
+
+def _said(taken: Taken) -> str:
+    model, commit = taken.revision.model, taken.revision.commit
+    if not taken.is_new:
+        return f"{model} has these files already, commit {commit}: nothing changed"
+    if taken.before is None:
+        return f"{model} is in the catalog, commit {commit}"
+    quants = taken.before.quants.count()
+    return (
+        f"{model} has a new revision, commit {commit}; "
+        f"the previous one has {quants} quant{'s' * (quants != 1)}"
+    )
+
+
+def _warning(taken: Taken) -> str:
+    if not taken.is_quantized:
+        return ""
+    return (
+        f"the tensors are quantized already ({taken.revision.tensor_type}). Quants of this revision "
+        "lose precision twice, and their figures compare with it, not with the original."
+    )

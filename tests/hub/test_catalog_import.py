@@ -35,10 +35,10 @@ def test_importing_again_changes_nothing(demo):
 
 
 def test_a_changed_file_is_a_new_revision_of_the_same_model(db, folder):
-    first = actions.import_path(folder, "me/tiny")
+    first = actions.import_path(folder, "me/tiny").revision
     (folder / "generation_config.json").write_text("{}")
 
-    second = actions.import_path(folder, "me/tiny")
+    second = actions.import_path(folder, "me/tiny").revision
 
     assert (first.model, Revision.objects.count()) == (second.model, 2)
     assert first.commit != second.commit
@@ -46,7 +46,8 @@ def test_a_changed_file_is_a_new_revision_of_the_same_model(db, folder):
 
 
 def test_equal_files_have_equal_commits(db, folder):
-    one, other = actions.import_path(folder, "me/one"), actions.import_path(folder, "you/other")
+    one = actions.import_path(folder, "me/one").revision
+    other = actions.import_path(folder, "you/other").revision
 
     assert one.commit == other.commit
     assert len(one.commit) == 40

@@ -6,6 +6,7 @@ import socket
 import pytest
 from django.db import OperationalError
 
+from hub import engine
 from hub.accounts.models import Token, User
 from hub.cli import main
 from hub.jobs import actions
@@ -148,6 +149,28 @@ def test_import_takes_a_folder_into_the_catalog(db, settings, capsys):
 
     document = json.loads(capsys.readouterr().out)
     assert (document["id"], document["tensor_type"], len(document["commit"])) == ("me/tiny", "F16", 40)
+
+
+def test_import_says_whether_the_files_are_there_already(demo, settings, capsys):
+    folder = str(settings.DEMO_DIR / "tiny-novels-7m")
+
+    assert main(["import", folder, "--id", str(demo.model)]) == 0
+
+    said = capsys.readouterr().out
+    assert said == f"{demo.model} has these files already, commit {demo.commit}: nothing changed\n"
+
+
+def test_importing_quantized_tensors_over_a_model_says_both(demo, tmp_path, settings, capsys):
+    file = tmp_path / "tiny.gguf"
+    source = engine.open_source(settings.DEMO_DIR / "tiny-novels-7m")
+    engine.quantize(source, engine.make_plan(source, "Q8_0"), file, lambda _progress: None)
+
+    assert main(["import", str(file), "--id", str(demo.model)]) == 0
+
+    said = capsys.readouterr()
+    assert "has a new revision" in said.out
+    assert "the previous one has 0 quants" in said.out
+    assert "warning: the tensors are quantized already (Q8_0)" in said.err
 
 
 def test_import_says_what_it_cannot_read(db, tmp_path, capsys):
