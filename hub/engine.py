@@ -101,6 +101,7 @@ class Inspection:
     parameters: int
     n_ctx_train: int
     file_bytes: int
+    bpw: float
     tensor_type: str
     metadata: dict[str, Any]
 
@@ -187,13 +188,15 @@ def inspect(path: Path) -> Inspection:
     sizes = Counter[str]()
     for info in source.infos:
         sizes[info.type] += info.nbytes
+    parameters = sum(info.n_elements for info in source.infos)
     return Inspection(
         source_format=source.format,
         architecture=source.architecture,
         name=str(source.get("general.name", "")),
-        parameters=sum(info.n_elements for info in source.infos),
+        parameters=parameters,
         n_ctx_train=_context(source),
         file_bytes=sum(file.stat().st_size for file in source.files),
+        bpw=8 * sizes.total() / parameters if parameters else 0.0,
         tensor_type=sizes.most_common(1)[0][0] if sizes else "",
         metadata={key: _shown(source.get(key)) for key in source.metadata},
     )

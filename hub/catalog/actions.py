@@ -129,10 +129,15 @@ def _record(
         defaults={
             "source_format": inspection.source_format,
             "file_bytes": inspection.file_bytes,
+            "bpw": inspection.bpw,
             "tensor_type": inspection.tensor_type,
             "metadata": inspection.metadata,
         },
     )
+    if revision.bpw is None:
+        # It came before this was kept.
+        revision.bpw = inspection.bpw
+        revision.save(update_fields=["bpw"])
     if is_new:
         RevisionFile.objects.bulk_create(
             RevisionFile(revision=revision, path=path, blob=blobs.record(file)) for path, file in stored

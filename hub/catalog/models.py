@@ -81,6 +81,11 @@ class Revision(models.Model):
     commit = models.CharField(max_length=40)
     source_format = models.CharField(max_length=16, choices=SourceFormat.choices)
     file_bytes = models.PositiveBigIntegerField()
+    bpw = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="Bits per weight: all tensors, as for quants; unknown of old imports.",
+    )
     tensor_type = models.CharField(max_length=16, help_text="The commonest type of its tensors, such as F16.")
     metadata = models.JSONField(default=dict, help_text="GGUF metadata, long lists left out.")
     created = models.DateTimeField(auto_now_add=True)

@@ -175,9 +175,8 @@ def figures_of(measurements: Iterable[Measurement]) -> Figures:
 
 
 def bits_per_weight(revision: Revision) -> float | None:
-    """Return what a weight of the source takes, all its bytes counted."""
-    parameters = revision.model.parameters
-    return 8 * revision.file_bytes / parameters if parameters else None
+    """Return what a weight of the source takes, counted as for quants: tensors only, no vocabulary."""
+    return revision.bpw
 
 
 def rows_of(revision: Revision) -> list[QuantRow]:

@@ -34,6 +34,19 @@ def test_importing_again_changes_nothing(demo):
     assert Model.objects.get().updated == updated
 
 
+def test_bits_per_weight_count_tensors_alone_as_for_quants(demo):
+    assert round(demo.bpw, 1) == 16.0
+    assert 8 * demo.file_bytes / demo.model.parameters > demo.bpw
+
+
+def test_importing_again_fills_in_bits_per_weight_of_an_old_import(demo):
+    Revision.objects.update(bpw=None)
+
+    actions.import_demo()
+
+    assert Revision.objects.get().bpw == demo.bpw
+
+
 def test_a_changed_file_is_a_new_revision_of_the_same_model(db, folder):
     first = actions.import_path(folder, "me/tiny").revision
     (folder / "generation_config.json").write_text("{}")
