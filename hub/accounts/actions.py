@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hub.accounts.models import Token, User
+from hub.accounts.models import NAME_LENGTH, Token, User
 
 
 class Refused(Exception):
@@ -10,7 +10,17 @@ class Refused(Exception):
 
 
 def issue_token(user: User, name: str, scope: str) -> tuple[Token, str]:
-    """Make a token for a person; return it with the secret, which nobody can read again."""
+    """Make a token for a person; return it with the secret, which nobody can read again.
+
+    The name tells one's tokens apart when one of them is to be revoked, so it must be there and be new.
+    """
+    name = name.strip()
+    if not name:
+        raise Refused("Give the token a name that says what will use it.")
+    if len(name) > NAME_LENGTH:
+        raise Refused(f"The name of a token has at most {NAME_LENGTH} characters.")
+    if user.tokens.filter(name__iexact=name).exists():
+        raise Refused(f"There is a token called {name!r} already. Choose another name, or revoke that one.")
     if scope not in dict(scopes_of(user)):
         raise Refused("Only an administrator may have a token that administers.")
     return Token.issue(user=user, name=name, scope=scope)

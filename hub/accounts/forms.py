@@ -10,7 +10,7 @@ from django.contrib.auth.forms import AuthenticationForm
 
 from hub.accounts import patience
 from hub.accounts.actions import scopes_of
-from hub.accounts.models import Token, User
+from hub.accounts.models import NAME_LENGTH, Token, User
 
 
 class SignInForm(patience.Limited, AuthenticationForm):
@@ -22,7 +22,7 @@ class AdminSignInForm(patience.Limited, AdminAuthenticationForm):
 
 
 class TokenForm(forms.Form):
-    name = forms.CharField(max_length=80, help_text="What will use it: “my laptop”, “build server”.")
+    name = forms.CharField(max_length=NAME_LENGTH, help_text="What will use it: “my laptop”, “build server”.")
     scope = forms.ChoiceField(label="May", initial=Token.Scope.WRITE)
 
     def __init__(self, user: User, *args: Any, **kwargs: Any) -> None:

@@ -13,6 +13,7 @@ from django.db import models
 TOKEN_LETTERS = string.ascii_letters + string.digits
 # llama.cpp sends a token only if it is "hf_" and letters and digits, 37 characters or more in all.
 TOKEN_LENGTH = 40
+NAME_LENGTH = 80
 
 
 class User(AbstractUser):
@@ -38,7 +39,7 @@ class Token(models.Model):
         ADMIN = "admin", "Administer"
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="tokens")
-    name = models.CharField(max_length=80)
+    name = models.CharField(max_length=NAME_LENGTH)
     scope = models.CharField(max_length=8, choices=Scope.choices, default=Scope.WRITE)
     digest = models.CharField(max_length=64, unique=True)
     prefix = models.CharField(max_length=8, help_text="The first characters, to tell tokens apart.")

@@ -15,7 +15,10 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from hub.accounts import actions
 from hub.accounts.forms import SignInForm, TokenForm
-from hub.pages import MemberRequest, members_only, page
+from hub.pages import MemberRequest, leave_for, members_only, page
+
+# Where the session keeps a new token's secret until the next page has shown it.
+JUST_MADE = "just-made"
 
 
 class InvalidIs422:
@@ -50,16 +53,24 @@ class ChangePassword(InvalidIs422, auth.PasswordChangeView):
 @members_only
 @require_http_methods(["GET", "HEAD", "POST"])
 def tokens(request: MemberRequest) -> HttpResponse:
-    """List tokens and make one. The secret is in this one answer and nowhere else."""
+    """List tokens and make one. The secret is in the one page that follows and nowhere else."""
     form = TokenForm(request.user, request.POST if request.method == "POST" else None)
-    secret, status = "", 200
-    if form.is_bound and form.is_valid():
-        _, secret = actions.issue_token(request.user, **form.cleaned_data)
-        form = TokenForm(request.user)
-    elif form.is_bound:
-        status = 422
+    if form.is_bound and form.is_valid() and _made(request, form):
+        # Not this answer but the next shows it, so that loading the page again makes no second token.
+        return leave_for(request, "accounts:tokens")
+    secret = request.session.pop(JUST_MADE, "") if request.method == "GET" else ""
     context = {"form": form, "secret": secret, "tokens": request.user.tokens.order_by("-created")}
-    return page(request, "accounts/tokens.html", context, status=status)
+    return page(request, "accounts/tokens.html", context, status=422 if form.is_bound else 200)
+
+
+def _made(request: MemberRequest, form: TokenForm) -> bool:
+    """Make the token and keep its secret for one page; else say in the form why not."""
+    try:
+        _, request.session[JUST_MADE] = actions.issue_token(request.user, **form.cleaned_data)
+    except actions.Refused as exc:
+        form.add_error("name", str(exc))
+        return False
+    return True
 
 
 @members_only

@@ -24,13 +24,16 @@ def run_create(arguments: argparse.Namespace) -> None:
     set_up()
     from django.db import DatabaseError
 
-    from hub.accounts.models import Token, User
+    from hub.accounts import actions
+    from hub.accounts.models import User
 
     try:
         user = User.objects.filter(username=arguments.user).first()
         if user is None:
             raise Failed(f"no user is called {arguments.user!r}")
-        _token, secret = Token.issue(user=user, name=arguments.name, scope=arguments.scope)
+        _token, secret = actions.issue_token(user, arguments.name, arguments.scope)
+    except actions.Refused as exc:
+        raise Failed(str(exc)) from exc
     except DatabaseError as exc:
         raise Failed(f"the database cannot be used: {exc}. Has the hub been started once?") from exc
     print(secret)

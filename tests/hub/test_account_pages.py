@@ -64,12 +64,15 @@ def test_signing_out_needs_a_post(client, alice):
     assert "_auth_user_id" not in client.session
 
 
-def test_a_new_token_is_shown_once_and_works(client, alice):
+@pytest.mark.parametrize("headers", [{}, {"HX-Request": "true"}])
+def test_a_new_token_is_shown_once_on_the_page_that_follows_and_works(client, alice, headers):
     client.force_login(alice)
 
-    content = client.post(TOKENS, {"name": "laptop", "scope": "write"}).content.decode()
+    answer = client.post(TOKENS, {"name": "laptop", "scope": "write"}, headers=headers)
+    content = client.get(TOKENS).content.decode()
     secret = re.search(r"hf_\w{37}", content).group()
 
+    assert (answer.get("Location") or answer["HX-Redirect"]) == TOKENS
     assert Token.objects.for_secret(secret).user == alice
     assert secret not in client.get(TOKENS).content.decode()
 
@@ -79,7 +82,23 @@ def test_only_staff_may_make_a_token_that_administers(client, alice, grace):
     assert client.post(TOKENS, {"name": "x", "scope": "admin"}).status_code == 422
 
     client.force_login(grace)
-    assert client.post(TOKENS, {"name": "x", "scope": "admin"}).status_code == 200
+    assert client.post(TOKENS, {"name": "x", "scope": "admin"}).status_code == 302
+
+
+@pytest.mark.parametrize("name", ["", "  ", "Test", "x" * 81])
+def test_a_token_needs_a_name_that_tells_it_from_ones_others(client, alice, token, name):
+    token("write")
+    client.force_login(alice)
+
+    assert client.post(TOKENS, {"name": name, "scope": "write"}).status_code == 422
+    assert Token.objects.count() == 1
+
+
+def test_two_people_may_give_their_tokens_one_name(client, bob, token):
+    token("write")
+    client.force_login(bob)
+
+    assert client.post(TOKENS, {"name": "test", "scope": "write"}).status_code == 302
 
 
 def test_nobody_can_revoke_somebody_elses_token(client, alice, bob, token):

@@ -123,6 +123,16 @@ def test_token_create_prints_the_token_alone(alice, capsys):
     assert (token.user, token.name, token.scope) == (alice, "laptop", "read")
 
 
+@pytest.mark.parametrize(("name", "why"), [(" ", "Give the token a name"), ("test", "called 'test' already")])
+def test_token_create_refuses_a_name_that_tells_nothing(alice, token, capsys, name, why):
+    token("write")
+
+    assert main(["token", "create", "--user", "alice", "--name", name]) == 1
+
+    assert why in capsys.readouterr().err
+    assert Token.objects.count() == 1
+
+
 def test_a_token_for_nobody_is_refused(db, capsys):
     assert main(["token", "create", "--user", "nobody", "--name", "x"]) == 1
     assert "no user is called 'nobody'" in capsys.readouterr().err
