@@ -110,6 +110,9 @@ def steps(job: Job, events: Iterable[JobEvent]) -> list[Step]:
 
 
 def _starts(job: Job, events: Iterable[JobEvent]) -> dict[str, datetime]:
+    if not job.stage:
+        # Put back into the queue, or just taken: what the log tells of stages belongs to an attempt before.
+        return {}
     begun = job.started or job.created
     return {e.stage: e.at for e in events if e.kind == JobEvent.Kind.STAGE and e.at >= begun}
 
@@ -186,10 +189,12 @@ def tensors(job: Job) -> list[Tensor]:
 
 
 def tensors_written(job: Job) -> int:
-    """Return how many tensors of the plan lie in the file."""
+    """Return how many tensors of the plan lie in the file; what failed or was called off has left none."""
     total = len(job.plan.get("tensors", []))
     if job.state == State.DONE:
         return total
+    if job.state != State.RUNNING:
+        return 0
     if job.stage not in ORDER or ORDER.index(job.stage) < ORDER.index(Stage.QUANTIZE):
         return 0
     if job.stage != Stage.QUANTIZE:

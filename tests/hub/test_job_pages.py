@@ -54,6 +54,11 @@ def looks(response):
     return re.findall(r"stepper__step--(\w+)", response.content.decode())
 
 
+def timed(response):
+    """Return how many stages show a time."""
+    return len(re.findall(r'stepper__time">\d', response.content.decode()))
+
+
 def ask(client, demo, *levels, **options):
     address = reverse("jobs:request", args=[demo.model.owner, demo.model.name])
     return client.post(address, {"levels": levels}, **options)
@@ -148,6 +153,28 @@ def test_durations_are_those_of_the_newest_attempt(client, quantizing):
     response = client.get(again.get_absolute_url())
 
     assert looks(response) == ["now", "next", "next", "next", "next", "next"]
+
+
+def test_a_job_that_was_put_back_shows_no_times_of_the_attempt_before(client, alice, quantizing):
+    actions.fail(quantizing, Job.ErrorKind.RETRY, "The disk is full.")
+    assert timed(client.get(quantizing.get_absolute_url())) == 3
+
+    actions.retry(alice, quantizing)
+    assert timed(client.get(quantizing.get_absolute_url())) == 0
+    actions.cancel(alice, quantizing)
+    assert timed(client.get(quantizing.get_absolute_url())) == 0
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_no_tensor_of_a_job_that_came_to_nothing_counts_as_written(client, quantizing, end):
+    if end == "failed":
+        actions.fail(quantizing, Job.ErrorKind.RETRY, "The disk is full.")
+    else:
+        actions.end_cancelled(quantizing)
+
+    content = client.get(quantizing.get_absolute_url()).content.decode()
+
+    assert re.findall(r"plan__tensor--(\w+)", content) == ["next"] * 3
 
 
 def test_only_whoever_may_cancel_sees_the_button(client, alice, bob, running):
