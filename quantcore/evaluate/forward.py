@@ -6,7 +6,6 @@ chunks is as large as `GROUP_BYTES` allows; what a layer needs in between exists
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ import numpy.typing as npt
 
 from quantcore.architectures.shape import Shape
 from quantcore.evaluate.blas import workers
+from quantcore.evaluate.meter import Meter
 from quantcore.evaluate.ops import Floats, attend, rms_norm, silu
 from quantcore.evaluate.rope import Rope, make_rope
 from quantcore.evaluate.weights import Weights
-from quantcore.progress import Progress, Report, ignore, seconds_left
+from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
 
 T = TypeVar("T")
@@ -133,12 +133,16 @@ class _Run:
         self, weights: Weights, tokens: Tokens, first: int, observe: Observe | None, report: Report
     ) -> None:
         self.weights, self.tokens, self.first = weights, tokens, first
-        self.observe, self.report = observe, report
+        self.observe = observe
         weights.check()
         self.rope = make_rope(
             weights.source, weights.architecture.rope, weights.shape.head_size, tokens.shape[1]
         )
-        self.done, self.started = 0, time.monotonic()
+        # Who watches wants every position; else the last layer is needed for the scored ones only.
+        last = first if observe is None else 0
+        self.starts = [0] * (weights.shape.layers - 1) + [last]
+        chunks, n_ctx = tokens.shape
+        self.meter = Meter(weights.shape, chunks, n_ctx, self.starts, n_ctx - 1 - first, report)
 
     def groups(self) -> Iterator[range]:
         """Yield the chunks whose hidden states are in memory together."""
@@ -155,8 +159,8 @@ class _Run:
             normed = rms_norm(scored, norm, self.weights.eps)
             return each(chunks[place], normed @ matrix.T)
 
-        for result in pool.map(logits, range(len(chunks))):
-            self._step(1)
+        for chunk, result in zip(chunks, pool.map(logits, range(len(chunks))), strict=True):
+            self.meter.logits(chunk)
             yield result
 
     def _states(self, chunks: range, pool: Executor) -> list[Floats]:
@@ -164,15 +168,12 @@ class _Run:
         x = self.weights.embed(self.tokens[chunks.start : chunks.stop])  # (chunks, n_ctx, embedding)
         per_task = max(1, TASK_ROWS // self.tokens.shape[1])
         tasks = [x[place : place + per_task] for place in range(0, len(chunks), per_task)]
-        layers = self.weights.shape.layers
-        for index in range(layers):
+        for index, start in enumerate(self.starts):
             layer = self._layer(index, pool)
-            # Who watches wants every position; else the last layer is needed for the scored ones only.
-            start = self.first if index == layers - 1 and self.observe is None else 0
             results = []
             for result in pool.map(layer.run, tasks, [start] * len(tasks)):
                 results.append(result)
-                self._step(len(result))
+                self.meter.layer(index, chunks, len(result))
             tasks = results
         skip = 0 if self.observe is None else self.first
         return [states[skip:] for task in tasks for states in task]
@@ -182,14 +183,4 @@ class _Run:
         window = weights.architecture.window(index)
         return Layer(
             index, weights.layer(index, pool), weights.shape, weights.eps, self.rope, window, self.observe
-        )
-
-    def _step(self, count: int) -> None:
-        self.done += count
-        total = len(self.tokens) * (self.weights.shape.layers + 1)
-        seconds = time.monotonic() - self.started
-        self.report(
-            Progress(
-                "evaluate", self.done, total, "chunk layers", seconds, seconds_left(self.done, total, seconds)
-            )
         )
