@@ -24,7 +24,7 @@ class WriteToken(HttpBearer):
             raise HttpError(401, "This needs a token: send the header `Authorization: Bearer TOKEN`.")
         token: Token | None = super().__call__(request)
         if token is None:
-            raise HttpError(401, "The token is not valid. Make a new one on your account page.")
+            raise HttpError(401, "The token is not valid. Make a new one on the page Tokens.")
         return token
 
     def authenticate(self, _request: HttpRequest, token: str) -> Token | None:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pkgutil import iter_modules
 
 from hub.cli._errors import Failed
@@ -22,11 +23,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quanthub", description="Run a hub of quantized models, and ask one for quants."
     )
+    parser.add_argument("--version", action="version", version=f"quanthub {_version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in iter_modules(__path__):
         if not module.name.startswith("_"):  # verbs are public names
             import_module(f"{__name__}.{module.name}").add_parser(verbs)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("quanthub")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,7 +12,11 @@ import requests
 from hub.cli._errors import Failed
 
 SECONDS = 30
-TRIES = 5
+# A hub that is being started again is back within a minute.
+AWAY_SECONDS = 60.0
+PAUSE_SECONDS = 2.0
+# What a server in front of the hub answers while the hub is away.
+AWAY_STATUS = frozenset({502, 503, 504})
 
 
 class Client:
@@ -25,16 +30,20 @@ class Client:
         # As `auth`, not as a header: a ~/.netrc would replace the header.
         self.session.auth = _Bearer(token)
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Read a document. A server that restarts meanwhile is waited for."""
-        for attempt in range(TRIES):
+    def get(self, path: str, tell: Callable[[str], None] = lambda _text: None) -> dict[str, Any]:
+        """Read a document. A hub that is away for about a minute is waited for; `tell` hears of it once."""
+        last = time.monotonic() + AWAY_SECONDS
+        told = False
+        while True:
             try:
                 return self._call("GET", path)
-            except _Unreachable:
-                if attempt == TRIES - 1:
+            except Unreachable as exc:
+                if time.monotonic() > last:
                     raise
-                time.sleep(2.0**attempt)
-        raise AssertionError
+                if not told:
+                    tell(f"{exc} Trying again for a minute ...")
+                told = True
+            time.sleep(PAUSE_SECONDS)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Send a document; never twice."""
@@ -45,9 +54,11 @@ class Client:
         try:
             answer = self.session.request(method, url, json=body, timeout=SECONDS)
         except requests.RequestException as exc:
-            raise _Unreachable(
+            raise Unreachable(
                 f"{self.server} cannot be reached ({_cause(exc)}). Is the hub running?"
             ) from exc
+        if answer.status_code in AWAY_STATUS:
+            raise Unreachable(f"{self._problem(answer)}. Is the hub running?")
         if answer.ok:
             return self._document(answer)
         raise Failed(self._problem(answer))
@@ -76,7 +87,7 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
-class _Unreachable(Failed):
+class Unreachable(Failed):
     """No answer came; one may come later."""
 
 

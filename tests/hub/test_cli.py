@@ -4,11 +4,12 @@ import json
 import socket
 
 import pytest
+import requests
 from django.db import OperationalError
 
 from hub import engine
 from hub.accounts.models import Token, User
-from hub.cli import main
+from hub.cli import build_parser, main
 from hub.jobs import actions
 from hub.jobs.models import Job
 
@@ -95,6 +96,94 @@ def test_a_server_that_is_not_there_is_one_clear_line(ask, db):
 
     assert status == 1
     assert err == f"quanthub request: {nowhere} cannot be reached (Connection refused). Is the hub running?\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "server"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"PORT": "8123"}, "http://127.0.0.1:8123"),
+        ({"PORT": "8123", "QUANTHUB_SERVER": "https://hub.example"}, "https://hub.example"),
+    ],
+)
+def test_the_server_is_the_named_one_or_this_machine_at_its_port(monkeypatch, environment, server):
+    monkeypatch.delenv("QUANTHUB_SERVER", raising=False)
+    monkeypatch.delenv("PORT", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert build_parser().parse_args(["request", "acme/llama", "Q8_0"]).server == server
+
+
+class Away:
+    """A hub that takes a request and is away for a while after; its clock is the one that sleeping moves."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.back = 0.0, seconds
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.sleep", self.sleep)
+        monkeypatch.setattr("requests.Session.request", self.answer)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def answer(self, method, url, **options):
+        response = requests.Response()
+        response.status_code = 200 if method == "POST" or self.now > self.back else 503
+        document = {"id": "r1", "state": "queued" if method == "POST" else "done", "quants": []}
+        jobs = [{"id": "j1", "level": "Q8_0", "state": document["state"], "stage": "", "error": ""}]
+        response._content = json.dumps(document | {"jobs": [job | {"progress": {}} for job in jobs]}).encode()
+        return response
+
+
+def test_waiting_outlives_a_hub_that_is_away_for_half_a_minute(monkeypatch, capsys):
+    Away(monkeypatch, 30)
+
+    assert main(["request", "acme/llama", "Q8_0", "--wait", "--server", "http://hub.example"]) == 0
+
+    assert capsys.readouterr().err.count("Trying again") == 1
+
+
+def test_waiting_for_a_hub_that_stays_away_ends_with_the_jobs_address(monkeypatch, capsys):
+    Away(monkeypatch, 600)
+
+    assert main(["request", "acme/llama", "Q8_0", "--wait", "--server", "http://hub.example"]) == 1
+
+    assert "see http://hub.example/jobs/j1/\n" in capsys.readouterr().err
+
+
+def test_figures_are_named_in_words_and_in_the_order_of_the_pages(ask, quant, token):
+    for metric in ("tg_tps", "ppl_increase", "pp_tps", "ppl"):
+        quant.measurements.create(metric=metric, value=1)
+
+    _, out, _ = ask("acme/llama", "Q4_K_M", "--token", token("write"))
+
+    assert [line.strip() for line in out.splitlines()[3:]] == [
+        "Perplexity 1",
+        "Perplexity increase over the source 1",
+        "Prompt speed 1",
+        "Generation speed 1",
+    ]
+
+
+def test_why_a_job_failed_is_said_once(ask, revision, token, monkeypatch):
+    def fail_meanwhile(_seconds):
+        job = actions.claim(Job.objects.get().pk, "worker")
+        actions.fail(job, Job.ErrorKind.RETRY, "The disk is full.")
+
+    monkeypatch.setattr("time.sleep", fail_meanwhile)
+
+    _, out, err = ask("acme/llama", "Q4_K_M", "--token", token("write"), "--wait")
+
+    assert (out + err).count("The disk is full.") == 1
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("quanthub 0.")
 
 
 def test_something_that_is_no_hub_is_one_clear_line(ask, live_server):
