@@ -248,19 +248,36 @@ def output_metadata(source: Source, file_type: int) -> dict[str, Value]:
     return kept
 
 
-def _warnings(tensors: Sequence[TensorPlan]) -> tuple[str, ...]:
+def _idle(planner: Planner, tensors: Sequence[TensorPlan]) -> list[str]:
+    """Return the patterns, as they were given, that no tensor's name matches."""
+    given = [pattern for pattern, _ in planner.options.overrides]
+    compiled = [pattern for pattern, _ in planner.patterns]
+    return [
+        text
+        for text, pattern in zip(given, compiled, strict=True)
+        if not any(pattern.search(tensor.name) for tensor in tensors)
+    ]
+
+
+def _warnings(tensors: Sequence[TensorPlan], idle: Sequence[str]) -> tuple[str, ...]:
     fallen = [tensor for tensor in tensors if "is not a multiple of" in tensor.reason]
     again = [
         t for t in tensors if is_quantized(t.source_type) and is_quantized(t.type) and t.type != t.source_type
     ]
-    found = []
+    found = [f"the pattern {pattern!r} matches no tensor and changes nothing" for pattern in idle]
     if fallen:
         found.append(
-            f"{len(fallen)} of {len(tensors)} tensors have rows that do not fit their type "
+            f"1 of {len(tensors)} tensors has rows that do not fit its type and takes a larger one"
+            if len(fallen) == 1
+            else f"{len(fallen)} of {len(tensors)} tensors have rows that do not fit their type "
             "and take a larger one"
         )
     if again:
-        found.append(f"{len(again)} tensors are quantized a second time and lose more than they need to")
+        found.append(
+            "1 tensor is quantized a second time and loses more than it needs to"
+            if len(again) == 1
+            else f"{len(again)} tensors are quantized a second time and lose more than they need to"
+        )
     return tuple(found)
 
 
@@ -283,5 +300,5 @@ def make_plan(source: Source, level: str, options: Options | None = None) -> Pla
         file_bytes=file_nbytes(len(encode_header(metadata, infos)), infos, alignment_of(metadata)),
         bpw=sum(info.nbytes for info in infos) * 8 / weights if weights else 0.0,
         tensors=tensors,
-        warnings=_warnings(tensors),
+        warnings=_warnings(tensors, _idle(planner, tensors)),
     )

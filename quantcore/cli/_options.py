@@ -9,7 +9,7 @@ from pathlib import Path
 from quantcore.errors import UnknownFormat
 from quantcore.ggmltypes import block_and_bytes
 from quantcore.plan import Options
-from quantcore.recipes import recipes
+from quantcore.recipes import get_recipe, recipes
 
 
 def tensor_type(text: str) -> str:
@@ -19,6 +19,14 @@ def tensor_type(text: str) -> str:
     except UnknownFormat as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
     return text.upper()
+
+
+def level(text: str) -> str:
+    """Return the name of a level given in any case."""
+    try:
+        return get_recipe(text).name
+    except UnknownFormat as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
 
 
 def override(text: str) -> tuple[str, str]:
@@ -51,7 +59,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def add_level(parser: argparse.ArgumentParser) -> None:
     """Add `--to` and the options that change a level."""
-    parser.add_argument("--to", required=True, metavar="LEVEL", help=f"one of {', '.join(recipes())}")
+    parser.add_argument(
+        "--to", required=True, type=level, metavar="LEVEL", help=f"one of {', '.join(recipes())}"
+    )
     parser.add_argument("--pure", action="store_true", help="give every tensor the level's base type")
     parser.add_argument(
         "--tensor-type",

@@ -102,6 +102,34 @@ def test_quantizing_twice_must_be_allowed():
     assert make_plan(source, "F16").bpw == pytest.approx(16, abs=0.1)
 
 
+def test_patterns_that_match_no_tensor_are_warned_about():
+    """The warning has the pattern as it was given; one that matches is not mentioned."""
+    options = Options(overrides=(("FFN_Upp", "Q8_0"), ("ffn_up", "Q8_0")))
+
+    plan = make_plan(source_of("tiny-novels-7m"), "Q4_K_M", options)
+
+    assert [text for text in plan.warnings if "pattern" in text] == [
+        "the pattern 'FFN_Upp' matches no tensor and changes nothing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("unfit", "words"),
+    [
+        (1, "1 of {} tensors has rows that do not fit its type and takes a larger one"),
+        (2, "2 of {} tensors have rows that do not fit their type and take a larger one"),
+    ],
+)
+def test_warnings_count_in_good_grammar(unfit, words):
+    source = source_of("SmolLM2-135M")
+    wide = [tensor for tensor in source.tensors if tensor.info.shape[-1] % 256 and len(tensor.info.shape) > 1]
+    kept = [tensor for tensor in source.tensors if tensor not in wide[unfit:]]
+
+    plan = make_plan(replace(source, tensors=tuple(kept)), "Q4_K_S", Options(pure=True))
+
+    assert plan.warnings[0] == words.format(len(kept))
+
+
 def test_hugging_face_sources_keep_small_tensors_in_f32():
     """What is never quantized is F32, as llama.cpp's converter writes it."""
     source = replace(source_of("Mixtral-8x7B"), format="huggingface")

@@ -97,7 +97,6 @@ def test_people_get_text(model, capsys, verb):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "MODEL", "--to", "Q99"], "no level is called 'Q99'"),
         (["inspect", "nowhere.gguf"], "nowhere.gguf: No such file"),
         (["quantize", "MODEL", "MODEL", "--to", "Q8_0"], "is a file of the source"),
         (["quantize", "MODEL", "missing/out.gguf", "--to", "Q8_0"], "the folder missing does not exist"),
@@ -122,6 +121,8 @@ def test_failures_are_one_line_and_status_1(model, capsys, arguments, message):
         ["quantize", "x", "y", "--to", "Q8_0", "--threads", "0"],
         ["plan", "x", "--to", "Q8_0", "--tensor-type", "nonsense"],
         ["plan", "x", "--to", "Q8_0", "--tensor-type", "a=Q99"],
+        ["plan", "x", "--to", "Q9"],
+        ["quantize", "x", "y", "--to", "Q9"],
     ],
 )
 def test_bad_usage_is_status_2(capsys, arguments):
@@ -130,6 +131,20 @@ def test_bad_usage_is_status_2(capsys, arguments):
 
     assert raised.value.code == 2
     assert "usage: quantcore" in capsys.readouterr().err
+
+
+def test_an_unknown_level_is_answered_with_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "x", "--to", "Q9"])
+
+    assert "--to: no level is called 'Q9'; there are F32, F16, BF16, Q8_0" in capsys.readouterr().err
+
+
+def test_a_pattern_that_matches_nothing_is_told(model, capsys):
+    assert main(["plan", str(model), "--to", "Q8_0", "--tensor-type", "ffn_upp=Q4_0"]) == 0
+
+    noted = "note: the pattern 'ffn_upp' matches no tensor and changes nothing\n"
+    assert capsys.readouterr().err == noted
 
 
 def test_the_installed_command_runs():
