@@ -50,7 +50,7 @@ def in_words(number: int | None) -> str:
 @register.filter
 def whole(number: float | None) -> str:
     """`4 096`: thousands set apart by a space that neither English nor German readers mistake."""
-    return "unknown" if number is None else f"{number:,.0f}".replace(",", SPACE)
+    return "unknown" if number is None else _grouped(number, 0)
 
 
 @register.filter
@@ -112,8 +112,10 @@ def digits_of(metric: str, value: float) -> int:
 def number(metric: str, value: float) -> str:
     """Write a value; an increase always carries its sign."""
     digits = digits_of(metric, value)
-    if metric == Metric.PPL_INCREASE:
-        return _signed(value, digits)
+    return _signed(value, digits) if metric == Metric.PPL_INCREASE else _grouped(value, digits)
+
+
+def _grouped(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}".replace(",", SPACE)
 
 
@@ -130,7 +132,7 @@ def figure(measurement: Measurement | None, unit: str | None = None) -> SafeStri
     metric, value, deviation = measurement.metric, measurement.value, measurement.deviation
     parts = [format_html('<span class="figure__value">{}</span>', number(metric, value))]
     if deviation is not None:
-        text = f"±{SPACE}{deviation:.{digits_of(metric, value)}f}"
+        text = f"±{SPACE}{_grouped(deviation, digits_of(metric, value))}"
         parts.append(format_html('<span class="figure__deviation">{}</span>', text))
     shown = measurement.unit if unit is None else unit
     if shown:
