@@ -197,3 +197,8 @@ def test_an_older_revision_can_be_looked_at(client):
 
     assert "No quants of this revision yet" in newest
     assert "53.34 ± 1.18" in older
+
+
+def test_whoever_asks_for_the_icon_by_its_old_name_is_led_to_it(client):
+    """The admin and the API's page link no icon, so browsers ask for this address."""
+    assert client.get("/favicon.ico")["Location"] == "/static/img/favicon.svg"
