@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,22 @@ def _secret_key() -> str:
         return given
     from django.core.management.utils import get_random_secret_key
 
-    path = DATA_DIR / "secret-key"
+    try:
+        return _kept_key(DATA_DIR / "secret-key", get_random_secret_key())
+    except OSError as exc:
+        raise ImproperlyConfigured(
+            f"QUANTHUB_DATA: the folder {DATA_DIR} cannot be used ({exc.strerror})"
+        ) from exc
+
+
+def _kept_key(path: Path, new: str) -> str:
+    """Return the key that a file holds; where there is none, write the new one."""
     if not path.exists():
         # Sessions and models lie here: they are nobody else's business on a shared machine.
-        DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
         partial.touch(mode=0o600)
-        partial.write_text(get_random_secret_key())
+        partial.write_text(new)
         # link, unlike rename, fails if another process was quicker: all then use the same key.
         try:
             os.link(partial, path)
@@ -171,12 +181,18 @@ def _database(url: str) -> dict[str, Any]:
         # Not as an address: a folder's name may hold letters that mean something there.
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "quanthub.sqlite3")}
     try:
-        return dict(dj_database_url.parse(url))
+        found = dict(dj_database_url.parse(url))
     except (ValueError, KeyError) as exc:
         # The address itself may hold a password.
         raise ImproperlyConfigured(
             "DATABASE_URL is no address of a database; write it as postgres://user:password@host/name"
         ) from exc
+    drivers = ("psycopg", "psycopg2")
+    if found["ENGINE"] == "django.db.backends.postgresql" and not any(map(find_spec, drivers)):
+        raise ImproperlyConfigured(
+            "DATABASE_URL names PostgreSQL, whose driver is missing: pip install 'quanthub[postgres]'"
+        )
+    return found
 
 
 # A connection that was cut, such as by a restart of the server, is noticed and replaced.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -49,6 +49,7 @@ def up() -> None:
             _start(started, address.url)
             _wait_ready(started, told)
             if not told():
+                _first_admin()
                 say(f"Quanthub is ready at {_url()}")
             while not told():
                 for service in started:
@@ -114,14 +115,23 @@ def _require_free_port() -> None:
         try:
             probe.bind((settings.HOST, settings.PORT))
         except OSError as exc:
-            raise Failed(
-                f"Port {settings.PORT} of {settings.HOST} is not free ({exc.strerror}). "
-                "Choose another, such as PORT=8001 make up."
-            ) from exc
+            raise Failed(_why_not_bound(exc)) from exc
+
+
+def _why_not_bound(exc: OSError) -> str:
+    if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"QUANTHUB_HOST is {settings.HOST}, which is no address of this machine. "
+            "Use 127.0.0.1 for this machine alone, or 0.0.0.0 for all of its networks."
+        )
+    return (
+        f"Port {settings.PORT} of {settings.HOST} is not free ({exc.strerror}). "
+        "Choose another, such as PORT=8001 make up."
+    )
 
 
 def _prepare() -> None:
-    """Bring database and static files up to date; see that someone can sign in and has something to try."""
+    """Bring database and static files up to date; see that there is something to try."""
     from hub import blobs, engine
     from hub.catalog.actions import import_demo
     from hub.catalog.models import Model
@@ -130,7 +140,6 @@ def _prepare() -> None:
     try:
         call_command("migrate", interactive=False, verbosity=0)
         call_command("collectstatic", interactive=False, verbosity=0)
-        _first_admin()
         # Who deletes the demo later does not want it back at the next start.
         if not Model.objects.exists():
             import_demo()
@@ -143,15 +152,19 @@ def _prepare() -> None:
 
 
 def _first_admin() -> None:
-    from hub.accounts.models import User
+    """See that someone can sign in. Last of all: a start that fails must not use up the one-time password."""
+    from hub.accounts import actions
 
-    if User.objects.filter(is_superuser=True).exists():
-        return
     given = settings.ADMIN_PASSWORD
-    password = given or secrets.token_urlsafe(12)
-    User.objects.create_superuser("admin", password=password)
-    shown = "the password from QUANTHUB_ADMIN_PASSWORD" if given else f"the password {password}"
-    say(f"The first administrator is admin, with {shown}" + ("" if given else " (shown this once)"))
+    try:
+        password = actions.first_admin(given)
+    except DatabaseError as exc:
+        raise Failed(f"The database cannot be used: {exc}") from exc
+    finally:
+        connections.close_all()
+    if password:
+        shown = "the password from QUANTHUB_ADMIN_PASSWORD" if given else f"the password {password}"
+        say(f"The first administrator is admin, with {shown}" + ("" if given else " (shown this once)"))
 
 
 def _broker_address(started: list[Service]) -> broker.Broker:

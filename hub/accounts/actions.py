@@ -1,6 +1,8 @@
-"""Writes to tokens."""
+"""Writes to people and their tokens."""
 
 from __future__ import annotations
+
+import secrets
 
 from hub.accounts.models import NAME_LENGTH, Token, User
 
@@ -34,3 +36,24 @@ def revoke_token(user: User, pk: int) -> bool:
 def scopes_of(user: User) -> list[tuple[str, str]]:
     """Return what a person's tokens may be allowed to do."""
     return [(s.value, s.label) for s in Token.Scope if user.is_staff or s != Token.Scope.ADMIN]
+
+
+def first_admin(password: str = "") -> str:
+    """Make the first administrator where there is none; return the password, else nothing."""
+    if User.objects.filter(is_superuser=True).exists():
+        return ""
+    password = password or _new_password()
+    User.objects.create_superuser("admin", password=password)
+    return password
+
+
+def reset_password(user: User) -> str:
+    """Give a person a new password and return it; whoever is signed in with the old one is signed out."""
+    password = _new_password()
+    user.set_password(password)
+    user.save(update_fields=["password"])
+    return password
+
+
+def _new_password() -> str:
+    return secrets.token_urlsafe(12)

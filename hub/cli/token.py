@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
 def run_create(arguments: argparse.Namespace) -> None:
     from hub.cli._django import set_up
 
-    set_up()
+    set_up(new_hub=False)
     from django.db import DatabaseError
 
     from hub.accounts import actions

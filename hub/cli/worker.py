@@ -16,7 +16,7 @@ def add_parser(verbs: Any) -> None:
 def run(_arguments: argparse.Namespace) -> None:
     from hub.cli._django import set_up
 
-    set_up()
+    set_up(new_hub=False)
     from django.conf import settings
 
     if not settings.BROKER_URL:

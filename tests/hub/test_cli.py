@@ -10,8 +10,10 @@ from django.db import OperationalError
 from hub import engine
 from hub.accounts.models import Token, User
 from hub.cli import build_parser, main
+from hub.cli._django import DEFAULT_DATA
 from hub.jobs import actions
 from hub.jobs.models import Job
+from hub.settings import SETTINGS
 
 
 @pytest.fixture
@@ -285,3 +287,45 @@ def test_import_says_what_it_cannot_read(db, tmp_path, capsys):
 def test_a_worker_without_a_broker_says_what_to_set(db, capsys):
     assert main(["worker"]) == 1
     assert "REDIS_URL is not set" in capsys.readouterr().err
+
+
+def test_a_lost_password_is_replaced_by_the_one_that_is_printed(alice, capsys):
+    assert main(["password", "--user", "alice"]) == 0
+
+    alice.refresh_from_db()
+    assert alice.check_password(capsys.readouterr().out.strip())
+
+
+def test_a_password_for_nobody_is_refused(db, capsys):
+    assert main(["password"]) == 1
+    assert "no user is called 'admin'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "verb", [["worker"], ["token", "create", "--user", "alice", "--name", "x"], ["password"]]
+)
+def test_a_verb_for_a_hub_makes_no_folder_where_there_is_none(monkeypatch, tmp_path, capsys, verb):
+    monkeypatch.setenv("QUANTHUB_DATA", str(tmp_path / "nothing"))
+
+    assert main(verb) == 1
+
+    assert f"there is no hub in {tmp_path}/nothing" in capsys.readouterr().err
+    assert not list(tmp_path.glob("nothing"))
+
+
+def test_the_data_folder_looked_for_is_that_of_the_settings():
+    default = next(setting for setting in SETTINGS if setting.name == "QUANTHUB_DATA").default
+
+    assert str(DEFAULT_DATA) == default
+
+
+def test_a_data_folder_that_cannot_be_written_is_refused_by_name(settings, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    settings.DATA_DIR = tmp_path / "file"
+
+    assert main(["import", str(tmp_path)]) == 1
+
+    said = capsys.readouterr().err
+    assert (
+        said == f"quanthub import: QUANTHUB_DATA: the folder {tmp_path}/file cannot be used (File exists)\n"
+    )

@@ -42,6 +42,21 @@ def test_an_address_that_names_no_database_is_refused_without_its_password(url):
     assert "s3cret" not in str(caught.value)
 
 
+def test_a_missing_driver_is_named_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setattr(settings, "find_spec", lambda _name: None)
+
+    with pytest.raises(ImproperlyConfigured, match=r"pip install 'quanthub\[postgres\]'"):
+        settings._database("postgres://me@host/name")
+
+
+def test_a_data_folder_that_cannot_be_is_refused_by_name(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path / "file" / "data")
+
+    with pytest.raises(ImproperlyConfigured, match=r"QUANTHUB_DATA: the folder .*/file/data cannot be used"):
+        settings._secret_key()
+
+
 def test_the_data_folder_may_have_any_name(monkeypatch, tmp_path):
     monkeypatch.setattr(settings, "DATA_DIR", tmp_path / "100% mine? #1")
 
