@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from django import forms
+from django.utils.functional import cached_property
 
 from hub import engine
 from hub.catalog.models import Quant, Revision
 from hub.jobs.models import Job
 from hub.jobs.queries import newest_by_level
+
+FULL_PRECISION = 16
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,17 @@ class Choice:
     @property
     def open(self) -> bool:
         return not (self.refusal or self.quant or self.job)
+
+    @property
+    def cause(self) -> str:
+        """Return a refusal without the tensor it met first, which differs between levels refused alike."""
+        return self.refusal.partition("; ")[2] or self.refusal
+
+    @property
+    def place(self) -> tuple[bool, bool, bool, int, float]:
+        """Return the sorting key: the usual level, others from the safe end, full precision, the refused."""
+        level, n_bytes = self.level, self.plan.file_bytes if self.plan else 0
+        return bool(self.refusal), not level.usual, level.bits >= FULL_PRECISION, -n_bytes, -level.bits
 
 
 class RequestForm(forms.Form):
@@ -44,16 +59,33 @@ class RequestForm(forms.Form):
         field = self.fields["levels"]
         field.choices = [(level.name, level.name) for level in engine.levels()]  # type: ignore[attr-defined]
 
+    @cached_property
     def choices(self) -> list[Choice]:
-        """Return every level, largest file first: whoever is undecided reads from the safe end."""
+        """Return every level. A fresh form proposes the usual one, if it is to be had."""
         quants = {quant.level: quant for quant in self.revision.quants.all()}
         jobs = newest_by_level(self.revision)
         asked = self.data.getlist("levels") if hasattr(self.data, "getlist") else []
         found = [
-            self._choice(level, level.name in asked, quants.get(level.name), jobs.get(level.name))
+            self._choice(
+                level,
+                level.name in asked if self.is_bound else level.usual,
+                quants.get(level.name),
+                jobs.get(level.name),
+            )
             for level in engine.levels()
         ]
-        return sorted(found, key=lambda c: (c.plan.file_bytes if c.plan else 0, c.level.bits), reverse=True)
+        return sorted(found, key=lambda choice: choice.place)
+
+    @property
+    def largest(self) -> int:
+        """Return the bytes that fill a bar."""
+        return max((choice.plan.file_bytes for choice in self.choices if choice.plan), default=0)
+
+    @property
+    def shared_refusal(self) -> Choice | None:
+        """Return the first of several levels refused for the same cause, which is then said once for all."""
+        causes = Counter(choice.cause for choice in self.choices if choice.refusal)
+        return next((c for c in self.choices if c.refusal and causes[c.cause] > 1), None)
 
     def _choice(self, level: engine.LevelInfo, chosen: bool, quant: Quant | None, job: Job | None) -> Choice:
         try:

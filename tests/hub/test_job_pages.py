@@ -6,6 +6,7 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
+from hub import engine
 from hub.jobs import actions
 from hub.jobs.models import Job, Stage, State
 
@@ -70,6 +71,15 @@ def test_a_running_job_shows_stages_tensor_count_and_time_left(client, quantizin
     assert looks(response) == ["done", "done", "now", "next", "next", "next"]
     for fact in ("blk.1.weight", "2 of 3", "4.0 s left", "Quantize began."):
         assert fact in text_of(response)
+
+
+def test_a_progress_without_a_time_left_or_an_item_says_nothing_of_them(client, quantizing):
+    actions.record(quantizing, QUANTIZING | {"seconds_left": None, "item": None})
+
+    text = text_of(client.get(quantizing.get_absolute_url()))
+
+    assert "None" not in text
+    assert " left" not in text
 
 
 def test_a_job_that_has_just_been_taken_has_no_stage_yet(client, running):
@@ -256,6 +266,44 @@ def test_the_dialog_offers_each_level_with_what_it_will_weigh(client, alice, dem
     assert re.search(r"Q8_0 8 bit .*?7\.\d\d MB 8\.\d\d bpw", text_of(page))
     assert b"<html" in page.content
     assert b"<html" not in dialog.content
+
+
+def levels_of(response):
+    """Return the levels in the order of the page."""
+    return re.findall(r'class="choice__name".*?class="plate">(\w+)<', response.content.decode())
+
+
+def checked(response):
+    return re.findall(r'value="(\w+)"[^>]* checked', response.content.decode())
+
+
+def test_the_usual_level_is_first_and_chosen_and_full_precision_is_last(client, alice, demo):
+    client.force_login(alice)
+
+    dialog = client.get(reverse("jobs:request", args=[demo.model.owner, demo.model.name]), headers=DIALOG)
+
+    assert levels_of(dialog)[:3] == ["Q4_K_M", "Q8_0", "Q6_K"]
+    assert set(levels_of(dialog)[-3:]) == {"F32", "F16", "BF16"}
+    assert checked(dialog) == ["Q4_K_M"]
+
+
+def test_a_form_that_comes_back_keeps_what_was_chosen_and_proposes_nothing(client, alice, demo):
+    client.force_login(alice)
+
+    assert checked(ask(client, demo, "Q6_K", "Q9_X")) == ["Q6_K"]
+
+
+def test_a_refusal_that_levels_share_is_said_once(client, alice, demo, monkeypatch):
+    def refuse(_revision, level):
+        raise engine.Refused(f"{level}.weight is Q4_K already; start from the full-precision model")
+
+    monkeypatch.setattr(engine, "preview", refuse)
+    client.force_login(alice)
+
+    text = text_of(client.get(reverse("jobs:request", args=[demo.model.owner, demo.model.name])))
+
+    assert text.count("start from the full-precision model") == 1
+    assert text.count("Not possible") == len(engine.levels())
 
 
 def test_levels_that_exist_or_are_under_way_are_links_instead_of_boxes(client, alice, demo):
