@@ -6,9 +6,11 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from quantcore.errors import InputError, NotEnoughSpace
+from quantcore.errors import CannotWrite, InputError, NotEnoughSpace
 
 
 def _existing_parent(path: Path) -> Path:
@@ -33,16 +35,25 @@ class AtomicFile:
 
     def open(self) -> None:
         """Create the file and reserve its space; raises `NotEnoughSpace` before anything is written."""
-        parent = _existing_parent(self.path)
-        if self.path.exists() and not self.path.is_file():
-            what = "a folder" if self.path.is_dir() else "no ordinary file"
-            raise InputError(f"{self.path}: is {what}; give the name of a file")
-        self._fd = self._open_unnamed(parent)
+        with self._named():
+            parent = _existing_parent(self.path)
+            if self.path.exists() and not self.path.is_file():
+                what = "a folder" if self.path.is_dir() else "no ordinary file"
+                raise InputError(f"{self.path}: is {what}; give the name of a file")
+            self._fd = self._open_unnamed(parent)
+            try:
+                self._reserve(parent)
+            except BaseException:
+                self.discard()
+                raise
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Tell the system's refusals by the file's own name: the hidden one means nothing to the reader."""
         try:
-            self._reserve(parent)
-        except BaseException:
-            self.discard()
-            raise
+            yield
+        except OSError as exc:
+            raise CannotWrite(f"{self.path}: cannot be written: {exc.strerror}") from exc
 
     def _open_unnamed(self, parent: Path) -> int:
         flag = getattr(os, "O_TMPFILE", 0)
@@ -91,18 +102,19 @@ class AtomicFile:
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                 raise self._full(shutil.disk_usage(self.path.parent).free) from exc
-            raise
+            raise CannotWrite(f"{self.path}: cannot be written: {exc.strerror}") from exc
 
     def commit(self) -> None:
         """Put the bytes on the disk and the file under its name, replacing an older one at once."""
-        os.fsync(self._fd)
-        if self._hidden is None:
-            self._hidden = self._give_name()
-        self._hidden.replace(self.path)
-        self._hidden = None
-        os.close(self._fd)
-        self._fd = -1
-        self._sync_folder()
+        with self._named():
+            os.fsync(self._fd)
+            if self._hidden is None:
+                self._hidden = self._give_name()
+            self._hidden.replace(self.path)
+            self._hidden = None
+            os.close(self._fd)
+            self._fd = -1
+            self._sync_folder()
 
     def _give_name(self) -> Path:
         hidden = self._hidden_name()

@@ -74,7 +74,10 @@ def _load_config(directory: Path) -> dict[str, Any]:
     classes = config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
         raise UnreadableFile(f"{path}: does not name its class in 'architectures'")
-    by_class(classes[0])  # an unknown class is a better answer than a field that other families lack
+    try:
+        by_class(classes[0])  # an unknown class is a better answer than a field that other families lack
+    except UnknownArchitecture as exc:
+        raise UnknownArchitecture(f"{path}: architectures: {exc}") from exc
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization

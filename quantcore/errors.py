@@ -3,12 +3,14 @@
     QuantcoreError
     ├── InputError            what was given cannot be used; the user can mend it
     │   ├── UnreadableFile        a file is missing, truncated or not of its type
+    │   ├── ShortText             a text has too few tokens to be measured
     │   ├── UnknownArchitecture   no description of this model family
     │   ├── UnknownFormat         no such format, level or type
     │   ├── UnsupportedTensor     a tensor's shape or values do not fit the format
     │   └── NeedsCalibration      the type cannot be made without an importance matrix
     ├── ResourceError         the machine lacks something now; worth another try
     │   ├── NotEnoughSpace        the disk is, or would become, full
+    │   ├── CannotWrite           the system does not let a file be written
     │   └── MissingEngine         an optional package or library is not installed
     └── Cancelled             the caller asked to stop
 
@@ -29,6 +31,10 @@ class InputError(QuantcoreError):
 
 class UnreadableFile(InputError):
     """A file is missing, truncated, or not what its name or header says."""
+
+
+class ShortText(InputError):
+    """A text has too few tokens to be measured."""
 
 
 class UnknownArchitecture(InputError):
@@ -55,6 +61,10 @@ class ResourceError(QuantcoreError):
 
 class NotEnoughSpace(ResourceError):
     """The disk is full, or the planned file would fill it."""
+
+
+class CannotWrite(ResourceError):
+    """The system does not let a file be written: a folder is closed, a disk fails."""
 
 
 class MissingEngine(ResourceError):

@@ -7,6 +7,7 @@ Three kinds are known: byte-level BPE in tokenizer.json ("gpt2" in GGUF), Senten
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -68,13 +69,25 @@ def tokenizer_metadata(directory: Path, vocab_size: int | None) -> dict[str, Val
                 f"{directory / 'tokenizer.json'}: missing, and there is no tokenizer.model either"
             )
         tokenizer = read_object(directory / "tokenizer.json")
-        model = tokenizer.get("model", {})
-        if model.get("type") != "BPE":
-            raise InputError(f"{directory / 'tokenizer.json'}: only BPE is known, not {model.get('type')!r}")
+        model = _bpe(directory / "tokenizer.json", tokenizer)
         build = _saved_sentencepiece if model.get("byte_fallback") else _byte_level
         return build(directory, tokenizer, config, vocab_size)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise UnreadableFile(f"{directory}: malformed tokenizer files: {type(exc).__name__}: {exc}") from exc
+
+
+def _bpe(path: Path, tokenizer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `model` of a parsed tokenizer.json, having refused what is no byte-pair encoding."""
+    model = tokenizer.get("model")
+    if not isinstance(model, dict):
+        raise UnreadableFile(f"{path}: has no object 'model'")
+    if "type" not in model:
+        raise UnreadableFile(f"{path}: model.type is missing; only 'BPE' is known")
+    if model["type"] != "BPE":
+        raise InputError(f"{path}: model.type: only BPE is known, not {reprlib.repr(model['type'])}")
+    if not isinstance(model.get("vocab"), dict):
+        raise UnreadableFile(f"{path}: model.vocab is no object of tokens and their numbers")
+    return model
 
 
 def looks_special(text: str) -> bool:

@@ -50,10 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (QuantcoreError, OSError, MemoryError) as exc:
-        message = str(exc) or type(exc).__name__
+        message = _told(exc)
         print(f"quantcore {arguments.verb}: {visible(' '.join(message.split()))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _told(exc: Exception) -> str:
+    """Return an error in words; the system's own without their number, and the file first as in ours."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc.strerror
+    return str(exc) or type(exc).__name__
 
 
 def _strict(document: Any) -> Any:

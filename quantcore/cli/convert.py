@@ -8,6 +8,7 @@ from typing import Any
 
 from quantcore.cli._making import add_making, make
 from quantcore.convert import native_level, open_huggingface
+from quantcore.errors import InputError
 from quantcore.plan import make_plan
 
 LEVELS = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
@@ -30,6 +31,11 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.source.is_file():
+        raise InputError(
+            f"{arguments.source}: is a file; convert takes a Hugging Face model directory, "
+            "`quantcore quantize` takes GGUF files"
+        )
     source = open_huggingface(arguments.source)
     level = LEVELS.get(arguments.outtype) or native_level(source)
     return make(source, make_plan(source, level), arguments)

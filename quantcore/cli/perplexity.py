@@ -9,9 +9,10 @@ from typing import Any
 from quantcore.cli._options import threads
 from quantcore.cli._terminal import add_json, human_seconds, progress_bar
 from quantcore.convert import open_model
-from quantcore.errors import UnreadableFile
+from quantcore.errors import ShortText, UnreadableFile
 from quantcore.evaluate.divergence import Divergence, divergence, save_base
 from quantcore.evaluate.perplexity import Perplexity, perplexity
+from quantcore.sources.base import Source
 
 
 def add_parser(verbs: Any) -> None:
@@ -45,18 +46,24 @@ def read_text(path: Path) -> str:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source, text = open_model(arguments.source), read_text(arguments.text)
     common: dict[str, Any] = {"n_chunks": arguments.chunks, "threads": arguments.threads}
-    far = None
-    with progress_bar() as report:
-        common["report"] = report
-        if arguments.kl_base:
-            found, far = divergence(source, text, arguments.kl_base, **common)
-        elif arguments.save_base:
-            found = save_base(source, text, arguments.save_base, n_ctx=arguments.ctx, **common)
-        else:
-            found = perplexity(source, text, n_ctx=arguments.ctx, **common)
+    try:
+        with progress_bar() as report:
+            found, far = _measure(source, text, arguments, common | {"report": report})
+    except ShortText as exc:
+        raise ShortText(f"{arguments.text}: {exc}") from exc
     if not arguments.json:
         _print(found, far)
     return _document(found) | (_far_document(far) if far else {})
+
+
+def _measure(
+    source: Source, text: str, arguments: argparse.Namespace, common: dict[str, Any]
+) -> tuple[Perplexity, Divergence | None]:
+    if arguments.kl_base:
+        return divergence(source, text, arguments.kl_base, **common)
+    if arguments.save_base:
+        return save_base(source, text, arguments.save_base, n_ctx=arguments.ctx, **common), None
+    return perplexity(source, text, n_ctx=arguments.ctx, **common), None
 
 
 def _document(found: Perplexity) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.errors import InputError
+from quantcore.errors import InputError, ShortText
 from quantcore.evaluate.forward import Tokens, map_logits
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.tokenizer import load_tokenizer
@@ -60,14 +60,14 @@ def chunked(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) 
     """Return the tokens of `text` in chunks, int32 `(chunks, n_ctx)`, as llama-perplexity cuts them.
 
     The remainder is dropped; where the model wants a first token, it replaces the first of each chunk. Raises
-    `InputError` for a text of fewer than two chunks.
+    `ShortText` for a text of fewer than two chunks.
     """
     if n_ctx < 4:
         raise InputError(f"a context of {n_ctx} tokens is too short to score anything; use 512")
     tokenizer = load_tokenizer(source)
     tokens = tokenizer.encode(text)
     if len(tokens) < 2 * n_ctx:
-        raise InputError(
+        raise ShortText(
             f"the text has {len(tokens)} tokens; a context of {n_ctx} needs at least {2 * n_ctx}: "
             "give a longer text or a shorter context"
         )

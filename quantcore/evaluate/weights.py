@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from quantcore.architectures import Architecture, by_name
 from quantcore.architectures.shape import Shape
-from quantcore.errors import UnreadableFile
+from quantcore.errors import UnknownArchitecture, UnreadableFile
 from quantcore.evaluate.ops import Floats
 from quantcore.formats import to_float
 from quantcore.sources.base import Source
@@ -29,7 +29,10 @@ class Weights:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return by_name(self.source.architecture)
+        try:
+            return by_name(self.source.architecture)
+        except UnknownArchitecture as exc:
+            raise UnknownArchitecture(f"{self.source.path}: general.architecture: {exc}") from exc
 
     @cached_property
     def shape(self) -> Shape:
@@ -57,7 +60,9 @@ class Weights:
 
     def check(self) -> None:
         """Refuse a model one of whose tensors is missing or has another shape, before any work."""
-        layers, parts = self.shape.layers, (*self.architecture.block, *self.architecture.optional)
+        # The family first: one that is unknown would lack fields too.
+        parts = (*self.architecture.block, *self.architecture.optional)
+        layers = self.shape.layers
         if layers > len(self.source.tensors):  # else the names alone could fill the memory
             raise UnreadableFile(
                 f"{self.source.path}: has {len(self.source.tensors)} tensors, too few for {layers} layers"

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from quantcore import pipeline
-from quantcore.errors import Cancelled, InputError, NotEnoughSpace, UnreadableFile, UnsupportedTensor
+from quantcore.errors import (
+    Cancelled,
+    CannotWrite,
+    InputError,
+    NotEnoughSpace,
+    UnreadableFile,
+    UnsupportedTensor,
+)
 from quantcore.formats import get_format
 from quantcore.formats.base import Packed
 from quantcore.pipeline import quantize, verify
@@ -189,6 +196,13 @@ def test_what_is_no_ordinary_file_is_not_replaced(source, tmp_path):
         quantize(source, make_plan(source, "Q8_0"), tmp_path / "pipe")
 
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that lets nobody create files")
+def test_what_cannot_be_written_is_told_by_its_own_name(source):
+    """Neither an error number nor the hidden name that a file has while it grows."""
+    with pytest.raises(CannotWrite, match=r"^/proc/out\.gguf: cannot be written: [A-Z][a-z ]+$"):
+        quantize(source, make_plan(source, "Q8_0"), Path("/proc/out.gguf"))
 
 
 def test_no_file_of_the_source_is_replaced(source):

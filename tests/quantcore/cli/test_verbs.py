@@ -113,6 +113,15 @@ def test_failures_are_one_line_and_status_1(model, capsys, arguments, message):
     assert captured.out == ""
 
 
+def test_the_systems_own_errors_are_told_in_words(model, capsys):
+    """The file comes first, as in ours, and no number."""
+    name = model.with_name("x" * 300)
+
+    assert main(["quantize", str(model), str(name), "--to", "Q8_0"]) == 1
+
+    assert capsys.readouterr().err == f"quantcore quantize: {name}: File name too long\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -136,7 +136,10 @@ def test_llama3_rope_becomes_a_tensor(llama):
 def test_an_unknown_class_is_named_with_those_there_are(llama):
     change_config(llama, architectures=["MambaForCausalLM"])
 
-    with pytest.raises(UnknownArchitecture, match=r"no description of MambaForCausalLM; there are Llama"):
+    with pytest.raises(
+        UnknownArchitecture,
+        match=r"config\.json: architectures: no description of MambaForCausalLM; there are Llama",
+    ):
         open_huggingface(llama)
 
 

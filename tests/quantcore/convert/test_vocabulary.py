@@ -100,7 +100,23 @@ def test_a_broken_tokenizer_is_named(tmp_path, content):
 def test_other_kinds_of_tokenizer_are_refused_by_name(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
 
-    with pytest.raises(InputError, match="only BPE is known, not 'Unigram'"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: model\.type: only BPE is known, not 'Unigram'"):
+        tokenizer_metadata(tmp_path, 6)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({}, "has no object 'model'"),
+        ({"model": []}, "has no object 'model'"),
+        ({"model": {}}, r"model\.type is missing; only 'BPE' is known"),
+        ({"model": {"type": "BPE"}}, r"model\.vocab is no object"),
+    ],
+)
+def test_a_field_that_a_tokenizer_lacks_is_named(tmp_path, document, said):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+
+    with pytest.raises(UnreadableFile, match=rf"tokenizer\.json: {said}"):
         tokenizer_metadata(tmp_path, 6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantcore.convert import open_huggingface
-from quantcore.errors import Cancelled, InputError, UnreadableFile
+from quantcore.errors import Cancelled, InputError, UnknownArchitecture, UnreadableFile
 from quantcore.evaluate import forward
 from quantcore.evaluate.forward import map_logits
 from quantcore.evaluate.ops import attend
@@ -117,6 +117,15 @@ def test_metadata_that_cannot_be_are_refused(tmp_path, key, value, said):
 
     with pytest.raises(InputError, match=said):
         ours(replace(source, metadata=metadata))
+
+
+def test_an_unknown_family_is_named_with_its_file_and_field(tmp_path):
+    write_model(tmp_path, "llama")
+    source = open_huggingface(tmp_path)
+    other = replace(source, metadata={**source.metadata, "general.architecture": string("mamba")})
+
+    with pytest.raises(UnknownArchitecture, match=rf"{tmp_path}: general\.architecture: .* 'mamba'"):
+        ours(other)
 
 
 def test_a_token_without_an_embedding_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantcore.convert import open_huggingface, open_model
-from quantcore.errors import Cancelled, InputError, UnreadableFile
+from quantcore.errors import Cancelled, InputError, ShortText, UnreadableFile
 from quantcore.evaluate.divergence import divergence, encode_log_probs, open_base, save_base
 from quantcore.evaluate.perplexity import chunked, compare, perplexity, token_nll
 from quantcore.ggufkv import boolean
@@ -42,7 +42,7 @@ def test_threads_do_not_change_the_figure(tiny):
 
 
 def test_a_short_text_is_refused_with_numbers(tiny):
-    with pytest.raises(InputError, match="has 3 tokens; a context of 32 needs at least 64"):
+    with pytest.raises(ShortText, match="has 3 tokens; a context of 32 needs at least 64"):
         perplexity(tiny, "the the the", n_ctx=32)
     with pytest.raises(InputError, match="context of 2 tokens is too short"):
         perplexity(tiny, TEXT, n_ctx=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,36 @@ def test_people_read_sentences(model, capfd):
     assert status == 0
     assert out.startswith("perplexity ")
     assert "(3 chunks of 32 tokens" in out
+
+
+def test_a_short_text_is_named(model, capfd):
+    (model / "short").write_text("the the the")
+
+    status, _, err = run(capfd, "perplexity", model / "model", model / "short", "--ctx", 32)
+
+    assert status == 1
+    assert err.startswith(f"quantcore perplexity: {model / 'short'}: the text has 3 tokens; a context of 32")
+
+
+def test_convert_sends_who_has_a_gguf_file_to_quantize(model, capfd):
+    (model / "model.gguf").write_bytes(b"GGUF")
+
+    status, _, err = run(capfd, "convert", model / "model.gguf", model / "out.gguf")
+
+    assert status == 1
+    assert "model.gguf: is a file; convert takes a Hugging Face model directory" in err
+    assert "`quantcore quantize` takes GGUF files" in err
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that lets nobody create files")
+def test_a_base_that_cannot_be_written_is_named(model, capfd):
+    text = model / "text"
+
+    status, _, err = run(capfd, "perplexity", model / "model", text, "--ctx", 32, "--save-base", "/proc/base")
+
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("quantcore perplexity: /proc/base: cannot be written: ")
+    assert ".partial" not in err
 
 
 def test_a_failure_is_one_line_that_names_the_file(model, capfd):
