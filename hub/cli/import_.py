@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _said(taken: Taken) -> str:
     model, commit = taken.revision.model, taken.revision.commit
     if not taken.is_new:
-        return f"{model} has these files already, commit {commit}: nothing changed"
+        return f"{model} has these files already, commit {commit}; no new revision is needed"
     if taken.before is None:
         return f"{model} is in the catalog, commit {commit}"
     quants = taken.before.quants.count()

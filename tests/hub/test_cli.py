@@ -258,7 +258,7 @@ def test_import_says_whether_the_files_are_there_already(demo, settings, capsys)
     assert main(["import", folder, "--id", str(demo.model)]) == 0
 
     said = capsys.readouterr().out
-    assert said == f"{demo.model} has these files already, commit {demo.commit}: nothing changed\n"
+    assert said == f"{demo.model} has these files already, commit {demo.commit}; no new revision is needed\n"
 
 
 def test_importing_quantized_tensors_over_a_model_says_both(demo, tmp_path, settings, capsys):
