@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from quantcore.cli._options import threads
-from quantcore.cli._terminal import add_json, human_bytes, human_seconds, progress_bar
+from quantcore.cli._terminal import add_json, human_bytes, human_seconds, note, progress_bar
 from quantcore.pipeline import quantize
 from quantcore.plan import Plan
 from quantcore.sources.base import Source
@@ -24,7 +23,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
 def make(source: Source, plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the planned file at `arguments.destination` and return the document of `--json`."""
     for warning in plan.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        note(warning)
     with progress_bar() as report:
         result = quantize(source, plan, arguments.destination, threads=arguments.threads, report=report)
     if not arguments.json:

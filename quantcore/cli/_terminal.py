@@ -10,6 +10,7 @@ from shutil import get_terminal_size
 from typing import TextIO
 
 from quantcore.progress import Progress, Report, ignore
+from quantcore.sources.base import Source
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,19 @@ def human_seconds(seconds: float) -> str:
 def visible(text: str) -> str:
     """Return text that a terminal shows as it is: names in files may hold line breaks and escape codes."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def note(text: str) -> None:
+    """Tell a person something that does not stop the work, on standard error."""
+    print(f"note: {visible(text)}", file=sys.stderr)
+
+
+def note_context(source: Source, tokens: int) -> None:
+    """Say so if `tokens` in a row are more than the model was trained on."""
+    trained = source.count("context_length", 0)
+    if 0 < trained < tokens:
+        row = f"{trained} tokens in a row"
+        note(f"the model was trained on at most {row}; figures for {tokens} say little about it")
 
 
 class ProgressBar:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from quantcore.cli._options import threads
-from quantcore.cli._terminal import add_json, human_bytes, progress_bar
+from quantcore.cli._terminal import add_json, human_bytes, note_context, progress_bar
 from quantcore.evaluate.hardware import hardware
 from quantcore.evaluate.speed import Speed, bench
+from quantcore.sources.gguf import open_gguf
 
 
 def add_parser(verbs: Any) -> None:
@@ -27,6 +28,8 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.model.is_file():  # `bench` says what is wrong with anything else
+        note_context(open_gguf(arguments.model), max(arguments.pp, arguments.tg))
     with progress_bar() as report:
         speed = bench(
             arguments.model,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from quantcore.cli._options import threads
-from quantcore.cli._terminal import add_json, human_seconds, progress_bar
+from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
 from quantcore.convert import open_model
 from quantcore.errors import ShortText, UnreadableFile
-from quantcore.evaluate.divergence import Divergence, divergence, save_base
+from quantcore.evaluate.divergence import Divergence, divergence, open_base, save_base
 from quantcore.evaluate.perplexity import Perplexity, perplexity
 from quantcore.sources.base import Source
 
@@ -45,6 +45,9 @@ def read_text(path: Path) -> str:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source, text = open_model(arguments.source), read_text(arguments.text)
+    # A base says itself how long its chunks are.
+    n_ctx = open_base(arguments.kl_base).tokens.shape[1] if arguments.kl_base else arguments.ctx
+    note_context(source, n_ctx)
     common: dict[str, Any] = {"n_chunks": arguments.chunks, "threads": arguments.threads}
     try:
         with progress_bar() as report:

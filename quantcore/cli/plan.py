@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from quantcore.cli._options import add_level, add_source, options
-from quantcore.cli._terminal import add_json, human_bytes, visible
+from quantcore.cli._terminal import add_json, human_bytes, note, visible
 from quantcore.convert import open_model
 from quantcore.plan import Plan, make_plan
 
@@ -37,6 +36,6 @@ def print_plan(plan: Plan) -> None:
             f"{human_bytes(tensor.nbytes):>8}  {tensor.reason}"
         )
     for warning in plan.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        note(warning)
     size = f"{human_bytes(plan.file_bytes)} ({plan.file_bytes:,} bytes)"
     print(f"{plan.level}: {size}, {plan.bpw:.2f} bits per weight")

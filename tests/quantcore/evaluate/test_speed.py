@@ -41,6 +41,16 @@ def test_bench_prints_one_document_and_nothing_else(demo, capfd):
     assert document["memory"]["kv"] > 0
 
 
+@pytest.mark.parametrize(("pp", "notes"), [(512, 0), (520, 1)])
+def test_a_prompt_beyond_the_trained_context_is_timed_with_a_note(demo, capfd, pp, notes):
+    assert main(["bench", str(demo), "--pp", str(pp), "--tg", "1", "--runs", "1"]) == 0
+
+    noted = (
+        f"note: the model was trained on at most 512 tokens in a row; figures for {pp} say little about it\n"
+    )
+    assert capfd.readouterr().err == noted * notes
+
+
 def test_a_prompt_as_long_as_the_trained_context_can_be_timed(demo):
     assert [result.test for result in bench(demo, pp=512, tg=1, runs=1).results] == ["pp512", "tg1"]
 

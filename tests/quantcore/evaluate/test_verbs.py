@@ -66,6 +66,23 @@ def test_a_short_text_is_named(model, capfd):
     assert err.startswith(f"quantcore perplexity: {model / 'short'}: the text has 3 tokens; a context of 32")
 
 
+def test_chunks_beyond_the_trained_context_are_measured_with_a_note(model, capfd):
+    config = json.loads((model / "model/config.json").read_text())
+    (model / "model/config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    text, base = model / "text", model / "base"
+
+    within = run(capfd, "perplexity", model / "model", text, "--ctx", 32)
+    beyond = run(capfd, "perplexity", model / "model", text, "--ctx", 33, "--save-base", base)
+    compared = run(capfd, "perplexity", model / "model", text, "--kl-base", base)
+
+    noted = "note: the model was trained on at most 32 tokens in a row; figures for 33 say little about it\n"
+    assert [(status, err) for status, _, err in (within, beyond, compared)] == [
+        (0, ""),
+        (0, noted),
+        (0, noted),
+    ]
+
+
 def test_convert_sends_who_has_a_gguf_file_to_quantize(model, capfd):
     (model / "model.gguf").write_bytes(b"GGUF")
 
