@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pkgutil import iter_modules
 from typing import Any
@@ -26,11 +27,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quantcore", description="Inspect, convert, quantize and measure language models."
     )
+    parser.add_argument("--version", action="version", version=f"quantcore {_version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in iter_modules(__path__):
         if not module.name.startswith("_"):
             import_module(f"{__name__}.{module.name}").add_parser(verbs)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("quanthub")  # the distribution that quantcore is part of
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,14 @@ def test_an_unknown_level_is_answered_with_those_there_are(capsys):
         main(["plan", "x", "--to", "Q9"])
 
     assert "--to: no level is called 'Q9'; there are F32, F16, BF16, Q8_0" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"quantcore {version('quanthub')}\n"
 
 
 def test_a_pattern_that_matches_nothing_is_told(model, capsys):
