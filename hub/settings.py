@@ -190,7 +190,7 @@ def _database(url: str) -> dict[str, Any]:
     drivers = ("psycopg", "psycopg2")
     if found["ENGINE"] == "django.db.backends.postgresql" and not any(map(find_spec, drivers)):
         raise ImproperlyConfigured(
-            "DATABASE_URL names PostgreSQL, whose driver is missing: pip install 'quanthub[postgres]'"
+            "DATABASE_URL names PostgreSQL, whose driver is missing: pip install 'psycopg[binary]'"
         )
     return found
 

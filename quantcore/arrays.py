@@ -24,7 +24,7 @@ def namespace(device: str = "cpu") -> Any:
 
         cupy.cuda.runtime.getDeviceCount()
     except ImportError as exc:
-        raise MissingEngine("CUDA needs cupy: pip install 'quanthub[cuda]'") from exc
+        raise MissingEngine("CUDA needs cupy: pip install cupy-cuda12x") from exc
     except Exception as exc:
         raise MissingEngine(f"cupy found no usable CUDA device: {exc}") from exc
     return cupy

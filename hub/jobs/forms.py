@@ -61,17 +61,12 @@ class RequestForm(forms.Form):
 
     @cached_property
     def choices(self) -> list[Choice]:
-        """Return every level. A fresh form proposes the usual one, if it is to be had."""
+        """Return every level, the usual one first."""
         quants = {quant.level: quant for quant in self.revision.quants.all()}
         jobs = newest_by_level(self.revision)
         asked = self.data.getlist("levels") if hasattr(self.data, "getlist") else []
         found = [
-            self._choice(
-                level,
-                level.name in asked if self.is_bound else level.usual,
-                quants.get(level.name),
-                jobs.get(level.name),
-            )
+            self._choice(level, level.name in asked, quants.get(level.name), jobs.get(level.name))
             for level in engine.levels()
         ]
         return sorted(found, key=lambda choice: choice.place)

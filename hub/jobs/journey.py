@@ -12,6 +12,7 @@ from typing import Any
 from django.utils import timezone
 
 from hub import blobs, engine
+from hub.catalog.templatetags.figures import size
 from hub.jobs import actions, measuring, outages, workspace
 from hub.jobs.models import Job, Stage
 
@@ -134,7 +135,7 @@ class Journey:
             actions.log(self.job, f"Note: {warning}.")
         actions.log(
             self.job,
-            f"{len(self.planned.tensors)} tensors, {self.planned.file_bytes / 1e6:,.1f} MB, "
+            f"{len(self.planned.tensors)} tensors, {size(self.planned.file_bytes)}, "
             f"{self.planned.bpw:.2f} bits per weight.",
         )
 

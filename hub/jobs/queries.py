@@ -150,7 +150,8 @@ def _count(at: dict[str, Any]) -> str:
     if at.get("unit") == "bytes":
         parts.append(f"{size(at['done'])} of {size(at['total'])}")
     else:
-        parts.append(f"{at['done']} of {at['total']} {at.get('unit', '')}")
+        # Weights and shares are how the engine counts, not how a person does.
+        parts.append(f"{100 * at['done'] // at['total']} %")
     return " · ".join(parts)
 
 

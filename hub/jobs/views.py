@@ -26,6 +26,11 @@ def queue(request: PageRequest) -> HttpResponse:
     return page(request, "jobs/queue.html", context, parts={"queue": "jobs/_queue.html"})
 
 
+def _changed(rows: list[Any], seen: int, written: int) -> list[Any]:
+    """Return the rows whose state changed: forwards while they are written, back when an attempt is over."""
+    return rows[max(0, min(seen - 1, written)) : max(seen, written + 1)]
+
+
 @require_safe
 def job(request: PageRequest, pk: str) -> HttpResponse:
     """Show a job. While it lives, the page asks every second for what it has not seen yet."""
@@ -44,7 +49,7 @@ def job(request: PageRequest, pk: str) -> HttpResponse:
         "new_events": [event for event in events if event.pk > seen.event],
         "last_event": events[-1].pk if events else 0,
         "tensors": tensors,
-        "new_tensors": tensors[max(0, seen.tensors - 1) : written + 1] if seen.tensors else [],
+        "new_tensors": _changed(tensors, seen.tensors, written) if seen.tensors else [],
         "written": written,
         "may_manage": request.user.is_authenticated and actions.may_manage(request.user, found),
         **(_result(found.quant) if found.quant else {}),

@@ -51,7 +51,7 @@ def run_job(path: Path, job: dict[str, Any], heard: Heard) -> Answer:
         log.seek(0)
         text = log.read()
     if "missing" in result:
-        raise MissingEngine(f"llama.cpp is not installed ({result['missing']}): pip install 'quanthub[up]'")
+        raise MissingEngine(f"llama.cpp is not installed ({result['missing']}): pip install xllamacpp")
     if "error" in result:
         raise UnreadableFile(f"{path}: llama.cpp cannot run it: {_complaint(text) or result['error']}")
     if "result" not in result:

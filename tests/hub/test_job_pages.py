@@ -7,7 +7,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from hub import engine
-from hub.jobs import actions
+from hub.jobs import actions, views
 from hub.jobs.models import Job, Stage, State
 
 LIVE = {"HX-Request": "true", "HX-Target": "job-live"}
@@ -277,17 +277,18 @@ def checked(response):
     return re.findall(r'value="(\w+)"[^>]* checked', response.content.decode())
 
 
-def test_the_usual_level_is_first_and_chosen_and_full_precision_is_last(client, alice, demo):
+def test_the_usual_level_is_first_and_full_precision_is_last(client, alice, demo):
     client.force_login(alice)
 
     dialog = client.get(reverse("jobs:request", args=[demo.model.owner, demo.model.name]), headers=DIALOG)
 
     assert levels_of(dialog)[:3] == ["Q4_K_M", "Q8_0", "Q6_K"]
     assert set(levels_of(dialog)[-3:]) == {"F32", "F16", "BF16"}
-    assert checked(dialog) == ["Q4_K_M"]
+    assert checked(dialog) == []  # or whoever ticks another would get two
+    assert re.search(r'value="Q4_K_M"[^>]* autofocus', dialog.content.decode())
 
 
-def test_a_form_that_comes_back_keeps_what_was_chosen_and_proposes_nothing(client, alice, demo):
+def test_a_form_that_comes_back_keeps_what_was_chosen(client, alice, demo):
     client.force_login(alice)
 
     assert checked(ask(client, demo, "Q6_K", "Q9_X")) == ["Q6_K"]
@@ -337,3 +338,13 @@ def test_an_invalid_form_comes_back_with_the_reason(client, alice, demo, levels,
         assert response.status_code == 422
         assert reason in text_of(response)
     assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("seen", "written", "sent"),
+    [(3, 4, [2, 3, 4]), (3, 3, [2, 3]), (5, 0, [0, 1, 2, 3, 4])],
+    ids=["written", "nothing new", "attempt over"],
+)
+def test_rows_whose_state_changed_are_sent_again(seen, written, sent):
+    """Also those that were written by an attempt that is over: their file does not exist."""
+    assert views._changed(list(range(9)), seen, written) == sent

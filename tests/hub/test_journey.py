@@ -30,7 +30,7 @@ def no_speed(monkeypatch):
     """Speed takes long and is measured in the live tests."""
 
     def refuse(*_arguments):
-        raise engine.NoEngine("llama.cpp is not installed: pip install 'quanthub[up]'")
+        raise engine.NoEngine("llama.cpp is not installed: pip install xllamacpp")
 
     monkeypatch.setattr(engine, "speeds", refuse)
 
