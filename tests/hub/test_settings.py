@@ -45,7 +45,7 @@ def test_an_address_that_names_no_database_is_refused_without_its_password(url):
 def test_a_missing_driver_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setattr(settings, "find_spec", lambda _name: None)
 
-    with pytest.raises(ImproperlyConfigured, match=r"pip install 'quanthub\[postgres\]'"):
+    with pytest.raises(ImproperlyConfigured, match=r"pip install 'psycopg\[binary\]'"):
         settings._database("postgres://me@host/name")
 
 
