@@ -19,9 +19,10 @@ MINUTE = 60_000
 def ask_for(page, *levels):
     """Open the dialog on the model's page and ask."""
     page.get_by_role("link", name="Request a quant").click()
-    for box in page.get_by_role("dialog").get_by_role("checkbox").all():
-        box.set_checked(box.get_attribute("value") in levels)
-    page.get_by_role("dialog").get_by_role("button", name="Request", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    for level in levels:
+        dialog.locator(f"input[value='{level}']").check()
+    dialog.get_by_role("button", name="Request", exact=True).click()
 
 
 def made(page, live_hub, level):

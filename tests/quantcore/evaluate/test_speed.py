@@ -96,7 +96,7 @@ def answered_by(monkeypatch, code):
     [
         ("import os; os.close(0); os.abort()", ResourceError, r"llama\.cpp died \(signal 6\)"),
         ("import os; os.abort()", ResourceError, r"llama\.cpp died \(signal 6\): it said nothing"),
-        ("""print('{"missing": "no xllamacpp"}')""", MissingEngine, r"pip install 'quanthub\[up\]'"),
+        ("""print('{"missing": "no xllamacpp"}')""", MissingEngine, r"pip install xllamacpp"),
         ("""print('{"error": "RuntimeError: no"}')""", UnreadableFile, "cannot run it: RuntimeError: no"),
     ],
 )
