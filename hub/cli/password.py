@@ -9,7 +9,7 @@ from hub.cli._errors import Failed
 
 
 def add_parser(verbs: Any) -> None:
-    parser = verbs.add_parser("password", help="print a new password for someone who has lost his")
+    parser = verbs.add_parser("password", help="print a new password for someone who lost theirs")
     parser.add_argument("--user", default="admin", help="whose password (default: admin)")
     parser.set_defaults(run=run)
 
