@@ -8,9 +8,9 @@ from pkgutil import iter_modules
 
 from quantcore.errors import UnknownFormat
 from quantcore.formats.base import Format, Packed, registry
-from quantcore.formats.storage import to_float
+from quantcore.formats.storage import quantize_rows, to_float
 
-__all__ = ["Format", "Packed", "formats", "get_format", "to_float"]
+__all__ = ["Format", "Packed", "formats", "get_format", "quantize_rows", "to_float"]
 
 
 def formats() -> Mapping[str, Format]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from quantcore.errors import UnknownFormat, UnsupportedTensor
 from quantcore.formats.floats import as_float32
+from quantcore.kernels import Kernel, Kernels
 
 Container = Literal["gguf", "safetensors", "onnx"]
 
@@ -68,9 +69,18 @@ class Format(Protocol):
         """Return the exact packed size in bytes of a tensor of `shape` (numpy order)."""
 
     def quantize(
-        self, tensor: Any, calibration: Any = None, *, xp: Any = np, pool: Executor | None = None
+        self,
+        tensor: Any,
+        calibration: Any = None,
+        *,
+        xp: Any = np,
+        pool: Executor | None = None,
+        kernels: Kernels | None = None,
     ) -> Packed:
-        """Quantize `(..., row_length)`; `calibration` is the importance, float32 `(row_length,)`."""
+        """Quantize `(..., row_length)`; `calibration` is the importance, float32 `(row_length,)`.
+
+        `kernels` are accelerated forms, taken where they have one of this format; the bytes are the same.
+        """
 
     def dequantize(self, packed: Packed, *, xp: Any = np) -> Any:
         """Return float32 of `packed.shape`."""
@@ -79,6 +89,8 @@ class Format(Protocol):
 # A tile is about this many weights: large enough that numpy's cost per call vanishes, small enough that the
 # handful of scratch arrays of a search stay in the outer cache.
 TILE_WEIGHTS = 1 << 18
+# Compiled kernels need no scratch: their tiles are for what they read to stay in the inner cache.
+CACHED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class BlockFormat:
     needs_calibration: bool = False
     can_quantize: bool = True
     tile_weights: int = field(default=TILE_WEIGHTS, repr=False)
+    scratch: int = field(default=36, repr=False)  # bytes that numpy's arithmetic takes per weight of a tile
 
     @property
     def bits(self) -> float:
@@ -135,8 +148,19 @@ class BlockFormat:
         """
         return xp.broadcast_to(calibration, rows.shape)
 
+    def tables(self, *, xp: Any) -> Any | None:
+        """Return the tables that accelerated kernels of this format read, int32 `(n,)`, or None."""
+        del xp
+        return None
+
     def quantize(
-        self, tensor: Any, calibration: Any = None, *, xp: Any = np, pool: Executor | None = None
+        self,
+        tensor: Any,
+        calibration: Any = None,
+        *,
+        xp: Any = np,
+        pool: Executor | None = None,
+        kernels: Kernels | None = None,
     ) -> Packed:
         """Quantize floats `(..., row_length)`; see `Format.quantize`.
 
@@ -149,11 +173,16 @@ class BlockFormat:
         row = shape[-1] if shape else 1
         rows = tensor.reshape(-1, row)  # (rows, row_length)
         packed = xp.empty((rows.shape[0], row // self.block * self.block_bytes), dtype=xp.uint8)
+        kernel = kernels.find(self.name, weighted=calibration is not None) if kernels else None
+        check = kernels.reader("F32") if kernels and kernel else None
 
         def work(tile: slice) -> None:
-            packed[tile] = self._quantize_tile(rows[tile], calibration, xp)
+            if kernel is None:
+                packed[tile] = self._quantize_tile(rows[tile], calibration, xp)
+            else:
+                self._run_kernel(kernel, check, rows[tile], calibration, packed[tile], xp)
 
-        self._for_each_tile(work, rows.shape[0], row, pool)
+        self._for_each_tile(work, rows.shape[0], row, pool, self.tile_weights if check is None else CACHED)
         return Packed(self.name, shape, {"blocks": packed})
 
     def dequantize(self, packed: Packed, *, xp: Any = np, pool: Executor | None = None) -> Any:
@@ -168,16 +197,31 @@ class BlockFormat:
                 tiled = self.dequantize_blocks(blocks[tile].reshape(-1, self.block_bytes), xp=xp)
             values[tile] = tiled.reshape(-1, row)  # (rows, row_length)
 
-        self._for_each_tile(work, blocks.shape[0], row, pool)
+        self._for_each_tile(work, blocks.shape[0], row, pool, self.tile_weights)
         return values.reshape(packed.shape)
 
-    def _for_each_tile(self, work: Callable[[slice], None], n: int, row: int, pool: Executor | None) -> None:
+    def _for_each_tile(
+        self, work: Callable[[slice], None], n: int, row: int, pool: Executor | None, weights: int
+    ) -> None:
         # An odd number of rows keeps the column stride of a tile off the powers of two, where all rows of a
         # column fall into the same few cache sets and a transpose is five times slower.
-        step = max(1, self.tile_weights // max(1, row)) | 1
+        step = max(1, weights // max(1, row)) | 1
         tiles = [slice(start, start + step) for start in range(0, n, step)]
         for _ in map(work, tiles) if pool is None else pool.map(work, tiles):
             pass
+
+    def _run_kernel(
+        self, kernel: Kernel, check: Kernel | None, rows: Any, calibration: Any, packed: Any, xp: Any
+    ) -> None:
+        values = as_float32(rows, xp=xp)
+        if check is not None:
+            check(values, None, None, None)
+        # The extremes tell as much as a look at every value, at a fraction of its cost; both pass NaN on.
+        elif values.size and not bool(xp.isfinite(values.max()) & xp.isfinite(values.min())):
+            raise UnsupportedTensor(f"{self.name} cannot hold NaN or infinite values")
+        if calibration is not None:
+            calibration = xp.ascontiguousarray(calibration, dtype=xp.float32)
+        kernel(values, calibration, self.tables(xp=xp), packed)
 
     def _quantize_tile(self, rows: Any, calibration: Any, xp: Any) -> Any:
         values = as_float32(rows, xp=xp)

@@ -159,4 +159,7 @@ def scaled(codes: Any, half: int, step: Any, n: int, *, xp: Any) -> Any:
 
 
 register(SixBit("Q6_K", "Q6_K", "Six bits: very close to the original.", SUPER, 210))
-register(ThreeBit("Q3_K", "Q3_K", "Three bits with searched scales.", SUPER, 110, spread=2))
+# Its walk is one step after another over single rows: larger tiles make each of them worth its call.
+register(
+    ThreeBit("Q3_K", "Q3_K", "Three bits with searched scales.", SUPER, 110, spread=2, tile_weights=1 << 20)
+)

@@ -15,8 +15,8 @@ SUPER = 256
 class SuperBlockFormat(BlockFormat):
     """A K-quant: 256 weights in groups of `group`, each group with its own small scale.
 
-    With importance, a weight is importance * sqrt(spread * mean square of the super-block + x**2); a `spread`
-    of 0 stands for the bare importance.
+    With importance, a weight is importance * sqrt(spread * mean square of the block + x**2); a `spread` of 0
+    stands for the bare importance.
     """
 
     group: int = 16
@@ -26,10 +26,10 @@ class SuperBlockFormat(BlockFormat):
         """Return how much each error counts, `(rows, row_length)`."""
         if not self.spread:
             return xp.broadcast_to(calibration, rows.shape)
-        squares = (rows * rows).reshape(-1, SUPER)  # (n, 256)
-        total = column_sum(to_columns(squares, SUPER, xp=xp), xp=xp)  # (n,)
-        mean = xp.float32(self.spread) * total / xp.float32(SUPER)
-        xp.add(squares, mean.reshape(-1, 1), out=squares)  # (n, 256)
+        squares = (rows * rows).reshape(-1, self.block)  # (n, block)
+        total = column_sum(to_columns(squares, self.block, xp=xp), xp=xp)  # (n,)
+        mean = xp.float32(self.spread) * total / xp.float32(self.block)
+        xp.add(squares, mean.reshape(-1, 1), out=squares)  # (n, block)
         xp.sqrt(squares, out=squares)
         return squares.reshape(rows.shape) * calibration
 

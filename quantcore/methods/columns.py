@@ -13,7 +13,7 @@ def to_columns(blocks: Any, group: int, *, xp: Any) -> Any:
     """Return `(n, block)` as `(group, groups * n)`: group `g` of block `b` is column `g * n + b`."""
     n = blocks.shape[0]
     columns = xp.empty((group, blocks.shape[1] // group, n), dtype=blocks.dtype)
-    columns[...] = blocks.reshape(n, -1, group).transpose(2, 1, 0)  # (group, groups, n)
+    columns[...] = blocks.reshape(n, blocks.shape[1] // group, group).transpose(2, 1, 0)  # (group, groups, n)
     return columns.reshape(group, -1)  # (group, groups * n)
 
 

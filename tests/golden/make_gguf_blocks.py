@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from quantcore.ggmltypes import block_and_bytes, type_number
 
 ROW = 256
 PLAIN = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
 QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-READ_ONLY = ["IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"]
+QUANTIZED += ["IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0"]
+READ_ONLY = ["IQ2_S", "IQ3_XXS", "IQ3_S"]
 NEEDS_IMPORTANCE = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"]
 FLOATS = ctypes.POINTER(ctypes.c_float)
 
@@ -69,11 +71,12 @@ def main(path):
     frozen = {"x": x, "importance": importance}
 
     def quantize(name, weights):
-        kind = GGMLQuantizationType[name]
-        block, size = GGML_QUANT_SIZES[kind]
+        block, size = block_and_bytes(name)
         out = np.empty((x.shape[0], ROW // block * size), np.uint8)
         where = None if weights is None else weights.ctypes.data_as(FLOATS)
-        lib.ggml_quantize_chunk(kind, x.ctypes.data_as(FLOATS), out.ctypes.data, 0, *x.shape, where)
+        lib.ggml_quantize_chunk(
+            type_number(name), x.ctypes.data_as(FLOATS), out.ctypes.data, 0, *x.shape, where
+        )
         return out
 
     def decode_hash(name, packed):

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-DTYPES = "bool_ float16 float32 int8 int16 int32 uint8 uint16 uint32"
-MAKE = "arange asarray ascontiguousarray broadcast_to concatenate copyto empty empty_like flatnonzero zeros"
-COMPUTE = "abs add cumsum divide isfinite isinf maximum multiply rint sqrt subtract take trunc where"
+DTYPES = "bool_ float16 float32 int8 int16 int32 int64 intp uint8 uint16 uint32"
+MAKE = "arange asarray ascontiguousarray broadcast_to concatenate copyto empty empty_like zeros"
+COMPUTE = "abs add cumsum divide floor isfinite isinf maximum multiply not_equal rint sqrt subtract trunc"
+PICK = "argsort flatnonzero searchsorted take where"
 BITS = "bitwise_and bitwise_or left_shift right_shift"
 
-NARROW = SimpleNamespace(**{name: getattr(np, name) for name in f"{DTYPES} {MAKE} {COMPUTE} {BITS}".split()})
+NARROW = SimpleNamespace(
+    **{name: getattr(np, name) for name in f"{DTYPES} {MAKE} {COMPUTE} {PICK} {BITS}".split()}
+)

@@ -1,65 +1,63 @@
-"""Bytes against ggml itself on many rows: the one inside xllamacpp's wheel, or that of GGML_BASE_LIBRARY.
-
-ggml's x86-64 builds do strictly sequential float32 arithmetic; other processors fuse some operations.
-"""
-
-import ctypes
-import os
-import platform
-from importlib.util import find_spec
-from pathlib import Path
+"""Bytes against ggml itself on many rows, by numpy and by the compiled kernels."""
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType
 
-from quantcore.formats import get_format
+from quantcore.formats import formats
+from quantcore.formats.base import BlockFormat
+from tests.quantcore.formats import ggml
+from tests.quantcore.kernels import compiled, needs_numba
 
-
-def library() -> str | None:
-    """Return the path of a library that exports ggml_quantize_chunk, if there is one."""
-    if named := os.environ.get("GGML_BASE_LIBRARY"):
-        return named
-    wheel = find_spec("xllamacpp")
-    found = sorted(Path(wheel.origin).parent.glob("*.so")) if wheel and wheel.origin else []
-    return str(found[0]) if found and platform.machine() in {"x86_64", "AMD64"} else None
-
-
-LIBRARY = library()
-ROW = 1024
-FLOATS = ctypes.POINTER(ctypes.c_float)
-
-pytestmark = pytest.mark.skipif(not LIBRARY, reason="there is no ggml library for x86-64 here")
+pytestmark = ggml.needs_ggml
+QUANTIZED = [f for f in formats().values() if isinstance(f, BlockFormat) and f.can_quantize and f.block > 1]
+CASES = [
+    pytest.param(fmt, weighted, id=f"{fmt.name}-{'importance' if weighted else 'plain'}")
+    for fmt in QUANTIZED
+    for weighted in (False, True)
+    if weighted or not fmt.needs_calibration
+]
 
 
-@pytest.fixture(scope="module")
-def chunk():
-    call = ctypes.CDLL(LIBRARY).ggml_quantize_chunk
-    call.argtypes = [ctypes.c_int, FLOATS, ctypes.c_void_p, *[ctypes.c_int64] * 3, FLOATS]
-    return call
+def importance(weighted):
+    return np.random.default_rng(21).gamma(0.5, size=ggml.ROW).astype(np.float32) if weighted else None
 
 
-def rows(rng):
-    """Return float32 (60, 1024): bells, heavy tails, sparse rows, lattices, groups of unlike size."""
-    bell, heavy = rng.normal(size=(12, ROW)), rng.standard_t(2, size=(12, ROW))
-    sparse = np.where(rng.random((12, ROW)) < 0.8, 0.0, bell)
-    lattice = np.round(bell * 5) / rng.integers(1, 9, (12, 1))
-    uneven = bell * np.repeat(10.0 ** rng.uniform(-12, 2, (12, ROW // 16)), 16, axis=1)
-    return np.clip(np.concatenate([bell, heavy, sparse, lattice, uneven]), -1e4, 1e4).astype(np.float32)
+def compare(fmt, weighted, kernels):
+    x = ggml.rows(np.random.default_rng(20))
+    theirs = ggml.quantize(fmt, x, importance(weighted))
 
+    ours = fmt.quantize(x, importance(weighted), kernels=kernels).parts["blocks"]
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
-@pytest.mark.parametrize(
-    "name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-)
-def test_bytes_are_those_of_the_library(chunk, name, weighted):
-    rng = np.random.default_rng(20)
-    x, importance = rows(rng), rng.gamma(0.5, size=ROW).astype(np.float32)
-    where = importance.ctypes.data_as(FLOATS) if weighted else None
-
-    ours = get_format(name).quantize(x, importance if weighted else None).parts["blocks"]
-
-    theirs = np.empty_like(ours)
-    chunk(GGMLQuantizationType[name], x.ctypes.data_as(FLOATS), theirs.ctypes.data, 0, *x.shape, where)
     differing = np.flatnonzero((ours != theirs).any(axis=1))
-    assert not differing.size, x[differing[0]].tolist()
+    assert not differing.size, (
+        f"{differing.size} of {len(x)} rows, first {differing[0]}: {x[differing[0]][:64]}"
+    )
+
+
+@pytest.mark.parametrize(("fmt", "weighted"), CASES)
+def test_bytes_are_those_of_the_library(fmt, weighted):
+    compare(fmt, weighted, None)
+
+
+@needs_numba
+@pytest.mark.parametrize(("fmt", "weighted"), CASES)
+def test_bytes_of_compiled_kernels_are_those_of_the_library(fmt, weighted):
+    if compiled().find(fmt.name, weighted=weighted) is None:
+        pytest.skip(f"{fmt.name} has no compiled kernel")
+    compare(fmt, weighted, compiled())
+
+
+@needs_numba
+@pytest.mark.parametrize(("fmt", "weighted"), CASES)
+def test_compiled_kernels_give_what_numpy_gives(fmt, weighted):
+    """Other rows than above, and row counts that fill no vector."""
+    if compiled().find(fmt.name, weighted=weighted) is None:
+        pytest.skip(f"{fmt.name} has no compiled kernel")
+    rng = np.random.default_rng(22)
+    for row_length, count in ((256, 1), (256, 7), (768, 5)):
+        x = ggml.rows(rng)[rng.permutation(72)[:count], :row_length].copy()
+        weights = rng.gamma(0.5, size=row_length).astype(np.float32) if weighted else None
+
+        ours = fmt.quantize(x, weights, kernels=compiled()).parts["blocks"]
+
+        assert (ours == fmt.quantize(x, weights).parts["blocks"]).all()

@@ -12,6 +12,7 @@ from quantcore.formats import get_format
 from quantcore.methods.kquant_descent import scale_of_scales
 
 LEGACY = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+UNLIKE = ["IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"]
 
 
 def blocks(name, values):
@@ -81,7 +82,7 @@ def test_a_negative_scale_of_a_group_gets_code_0():
     assert np.array_equal(codes, [[63, 63], [0, 32], [32, 0], [63, 63]])
 
 
-@pytest.mark.parametrize("name", LEGACY)
+@pytest.mark.parametrize("name", [*LEGACY, "TQ1_0", "TQ2_0", "MXFP4"])
 def test_quantize_agrees_with_the_gguf_package(name):
     x = np.random.default_rng(6).normal(size=(8, 512)).astype(np.float32)
 
@@ -90,7 +91,7 @@ def test_quantize_agrees_with_the_gguf_package(name):
     assert np.array_equal(get_format(name).quantize(x).parts["blocks"], theirs)
 
 
-@pytest.mark.parametrize("name", [*LEGACY, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("name", [*LEGACY, *UNLIKE, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 def test_dequantize_agrees_with_the_gguf_package(name):
     x = np.random.default_rng(7).normal(size=(8, 512)).astype(np.float32)
     packed = get_format(name).quantize(x)
@@ -100,7 +101,10 @@ def test_dequantize_agrees_with_the_gguf_package(name):
     assert np.array_equal(get_format(name).dequantize(packed), theirs)
 
 
-@pytest.mark.parametrize(("name", "value"), [("F16", 7e4), ("BF16", 3.4e38), ("Q4_0", 1e6), ("Q4_K", 1e8)])
+@pytest.mark.parametrize(("name", "value"), [
+    ("F16", 7e4), ("BF16", 3.4e38), ("Q4_0", 1e6), ("Q4_K", 1e8),
+    ("IQ4_NL", 1e8), ("IQ4_XS", 1e20), ("TQ1_0", 7e4), ("TQ2_0", 7e4), ("Q2_0", 7e4), ("Q1_0", 7e5),
+])  # fmt: skip
 def test_numbers_beyond_a_types_range_are_refused(name, value):
     with pytest.raises(UnsupportedTensor, match="F32"):
         get_format(name).quantize(np.full(256, value, np.float32) * np.linspace(-1, 1, 256, dtype=np.float32))
