@@ -36,11 +36,13 @@ demo-smollm2: install
 
 # The stamps are newer than pyproject.toml when everything it asks for is installed.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[up]'
+	$(PIP) install -e '.[up,jit]'
+	@$(BIN)/quantcore kernels --build
 	@touch $@
 
 $(VENV)/installed-tests: pyproject.toml | $(BIN)/python
-	$(PIP) install -e '.[up,test,dev]'
+	$(PIP) install -e '.[up,jit,test,dev]'
+	@$(BIN)/quantcore kernels --build
 	@touch $@ $(VENV)/installed
 
 $(BIN)/python:

@@ -1,0 +1,249 @@
+"""Compiled kernels on disk: built once per processor and version, loaded in milliseconds.
+
+Building needs numba and takes a minute or two; it is done by `quantcore kernels --build`, by `make install`,
+or when the `jit` backend is asked for by name, and always announced. What it leaves is machine code, one file
+per kernel, in a folder named after all that it depends on: the sources, numba and llvmlite, the processor.
+Loading needs llvmlite only, a quarter of numba's start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from quantcore.cores import usable_cores
+from quantcore.errors import MissingEngine
+from quantcore.kernels.status import check
+
+_FOLDER = Path(__file__).parent
+_COMPILED = ("common", "compiler", "lanes", "status")  # what goes into machine code beside the kernels
+_INDEX = "index.json"
+_FORM = ctypes.CFUNCTYPE(
+    ctypes.c_int32,  # numba's own status, always 0: kernels raise nothing
+    *(ctypes.c_void_p, ctypes.c_void_p),  # where the result and an exception go
+    *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+)
+MISSING = "compiled kernels need numba: pip install 'quanthub[jit]'"
+
+Say = Callable[[str], None]
+Prove = Callable[["Library"], list[str]]
+
+
+_READER = "from "
+
+
+def entry_name(format_name: str, *, weighted: bool) -> str:
+    """Return the name of a kernel in the index."""
+    return f"{format_name}{'+' if weighted else ''}"
+
+
+def reader_name(type_name: str) -> str:
+    """Return the name in the index of what reads a type of floats."""
+    return f"{_READER}{type_name}"
+
+
+def open_binding() -> Any:
+    try:
+        from llvmlite import binding
+    except ImportError as exc:
+        raise MissingEngine(MISSING) from exc
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+def host_machine(binding: Any) -> Any:
+    target = binding.Target.from_default_triple()
+    features = binding.get_host_cpu_features().flatten()
+    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3)
+
+
+def cache_root() -> Path:
+    """Return the folder for what is computed once: `QUANTCORE_CACHE`, or the user's cache folder."""
+    given = os.environ.get("QUANTCORE_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "quantcore"
+
+
+def folder() -> Path:
+    """Return where this version's kernels for this processor are, or will be. Raises `MissingEngine`."""
+    binding = open_binding()
+    digest = hashlib.sha256()
+    for source in sorted([*_FOLDER.glob("cpu/*.py"), *(_FOLDER / f"{name}.py" for name in _COMPILED)]):
+        digest.update(source.relative_to(_FOLDER).as_posix().encode() + b"\0" + source.read_bytes())
+    # Each numba goes with one llvmlite, which tells its version without a look at installed distributions.
+    digest.update(f"{import_module('llvmlite').__version__}".encode())
+    digest.update(f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}".encode())
+    return cache_root() / "kernels" / digest.hexdigest()[:20]
+
+
+def can_build() -> bool:
+    """Return whether numba, which compiles the kernels, is installed."""
+    return find_spec("numba") is not None
+
+
+def is_built() -> bool:
+    """Return whether `load` has something to load; false, too, without llvmlite."""
+    try:
+        return (folder() / _INDEX).is_file()
+    except MissingEngine:
+        return False
+
+
+class Compiled:
+    """Machine code of one kernel; see `quantcore.kernels.Addressed`."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+
+    def __call__(self, values: Any, importance: Any | None, tables: Any | None, out: Any | None) -> None:
+        places = [None if part is None else part.ctypes.data for part in (importance, tables, out)]
+        self.at(values.ctypes.data, *values.shape, *places)
+
+    def at(
+        self,
+        values: int,
+        n_rows: int,
+        row_length: int,
+        importance: int | None,
+        tables: int | None,
+        out: int | None,
+    ) -> None:
+        status, problem = ctypes.c_int64(), ctypes.c_void_p()
+        result = ctypes.addressof(status), ctypes.addressof(problem)
+        self._native(*result, values, n_rows, row_length, importance, tables, out)
+        if status.value:
+            check(status.value)
+
+
+class Library:
+    """Kernels loaded from a built folder; each is loaded when it is first asked for."""
+
+    name = "jit"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._index: dict[str, dict[str, str]] = json.loads((path / _INDEX).read_text())
+        self._binding = open_binding()
+        self._engines: list[Any] = []  # machine code lives as long as its engine
+        self._found: dict[str, Compiled] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The kernels there are: names of formats, with a plus where importance is taken into account."""
+        return sorted(name for name in self._index if not name.startswith(_READER))
+
+    def find(self, format_name: str, *, weighted: bool) -> Compiled | None:
+        """Return the kernel of a format; see `quantcore.kernels.Kernels`."""
+        return self._entry(entry_name(format_name, weighted=weighted))
+
+    def reader(self, type_name: str) -> Compiled | None:
+        """Return what reads a type of floats; see `quantcore.kernels.Kernels`."""
+        return self._entry(reader_name(type_name))
+
+    def _entry(self, name: str) -> Compiled | None:
+        entry = self._index.get(name)
+        if entry is None:
+            return None
+        file = entry["file"]
+        if file not in self._found:
+            self._found[file] = self._load(self.path / file, entry["symbol"], entry["sha256"])
+        return self._found[file]
+
+    def _load(self, path: Path, symbol: str, sha256: str) -> Compiled:
+        code = path.read_bytes()
+        if hashlib.sha256(code).hexdigest() != sha256:
+            # Running it would end the process, or worse.
+            raise MissingEngine(f"{path} is damaged; remove the folder {path.parent} and compile anew")
+        # An engine owns its machine and frees it: none may be shared.
+        machine = host_machine(self._binding)
+        engine = self._binding.create_mcjit_compiler(self._binding.parse_assembly(""), machine)
+        engine.add_object_file(self._binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self._engines.append(engine)
+        return Compiled(_FORM(engine.get_function_address(symbol)))
+
+
+_open = cache(Library)
+
+
+def load() -> Library | None:
+    """Return this processor's kernels, or None when they were not built or llvmlite is missing."""
+    return _open(folder()) if is_built() else None
+
+
+def modules() -> list[str]:
+    """Return the names of the modules that define kernels."""
+    found = pkgutil.iter_modules([str(_FOLDER / "cpu")])
+    return [f"quantcore.kernels.cpu.{module.name}" for module in found if not module.name.startswith("_")]
+
+
+def _compile(name: str, target: Path) -> dict[str, dict[str, str]]:
+    """Compile one module in a process of its own: they run side by side and leave no numba in this one."""
+    command = [sys.executable, "-m", "quantcore.kernels.compiler", name, str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise MissingEngine(f"kernels of {name} could not be compiled: {last[0]}")
+    part: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return part
+
+
+def _publish(folder: Path, index: dict[str, dict[str, str]]) -> None:
+    (folder / _INDEX).write_text(json.dumps(index, indent=1))
+
+
+def build(say: Say = lambda _text: None, prove: Prove = lambda _kernels: []) -> Library:
+    """Compile every kernel for this processor, unless that was done, and return them.
+
+    `prove` returns the names of kernels that do not do what they should on this machine: they are left out.
+    Whoever wants the same at the same time waits and finds them. Raises `MissingEngine` without numba.
+    """
+    path = folder()
+    if not (path / _INDEX).is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path / _INDEX).is_file():
+                _build(path, say, prove)
+    return _open(path)
+
+
+def _build(path: Path, say: Say, prove: Prove) -> None:
+    names = modules()
+    say(f"compiling kernels for this processor, once: {len(names)} families, a minute or two ...")
+    for left in path.parent.glob(".building-*"):
+        shutil.rmtree(left, ignore_errors=True)  # of a build that was stopped
+    work = Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))
+    try:
+        index: dict[str, dict[str, str]] = {}
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for part in pool.map(partial(_compile, target=work), names):
+                index |= part
+        _publish(work, index)
+        for name in prove(Library(work)):
+            say(f"the compiled kernel {name} errs on this processor and is left out; please report this")
+            del index[name]
+        _publish(work, index)
+        shutil.rmtree(path, ignore_errors=True)  # what someone left of an earlier one
+        work.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    say("kernels compiled")

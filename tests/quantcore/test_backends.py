@@ -1,0 +1,139 @@
+"""Compiled kernels on disk: all there, never damaged, never wrong, missing without numba in a clear way."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from quantcore import backends
+from quantcore.errors import MissingEngine, UnsupportedTensor
+from quantcore.formats import get_format
+from quantcore.kernels import library
+from quantcore.proving import unfit
+from tests.quantcore.kernels import compiled, needs_numba
+
+pytestmark = needs_numba
+
+
+def defined():
+    """Return what the modules of kernels define, by the names of the index."""
+    pairs = [pair for name in library.modules() for pair in import_module(name).KERNELS.items()]
+    return sorted(f"{name}{'+' * i}" for name, pair in pairs for i in (0, 1) if pair[i] is not None)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of our own that holds a copy of the kernel of Q8_0 alone."""
+    built = library.folder()
+    compiled()
+    monkeypatch.setenv("QUANTCORE_CACHE", str(tmp_path))
+    folder = library.folder()
+    folder.mkdir(parents=True)
+    entry = json.loads((built / "index.json").read_text())["Q8_0"]
+    (folder / entry["file"]).write_bytes((built / entry["file"]).read_bytes())
+    (folder / "index.json").write_text(json.dumps({"Q8_0": entry}))
+    return folder
+
+
+def test_every_kernel_that_is_defined_is_there():
+    """None was left out because it errs here."""
+    assert compiled().names == defined()
+
+
+def test_the_kernels_agree_with_numpy():
+    assert unfit(compiled()) == []
+
+
+def test_kernels_that_err_or_crash_are_found_and_the_others_are_tried_all_the_same(own_cache, monkeypatch):
+    """The kernel of Q8_0 in the place of others errs; a symbol that is not code crashes."""
+    entry = json.loads((own_cache / "index.json").read_text())["Q8_0"]
+    index = {"Q8_0": entry, "Q4_0": entry, "Q5_0": {**entry, "symbol": "nowhere"}, "Q8_0+": entry}
+    (own_cache / "index.json").write_text(json.dumps(index))
+
+    assert sorted(unfit(library.Library(own_cache))) == ["Q4_0", "Q5_0"]
+
+
+def test_a_kernel_that_errs_is_left_out(own_cache, monkeypatch):
+    told = []
+    (own_cache / "index.json").unlink()
+    monkeypatch.setattr(library, "modules", lambda: ["quantcore.kernels.cpu.k_line"])
+    monkeypatch.setattr(
+        library,
+        "_compile",
+        lambda _name, target: {
+            name: {"file": "Q8_0.o", "symbol": "x", "sha256": (target / "Q8_0.o").write_bytes(b"") and ""}
+            for name in ("Q4_K", "Q5_K")
+        },
+    )
+
+    found = library.build(told.append, lambda kernels: [kernels.names[0]])
+
+    assert found.names == ["Q5_K"]
+    assert any("Q4_K errs" in text for text in told)
+
+
+def test_damaged_machine_code_is_not_run(own_cache):
+    (own_cache / "Q8_0.o").write_bytes(b"nonsense")
+
+    with pytest.raises(MissingEngine, match=r"Q8_0\.o is damaged"):
+        library.Library(own_cache).find("Q8_0", weighted=False)
+
+
+def test_auto_takes_numpy_and_says_so_where_nothing_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANTCORE_CACHE", str(tmp_path))
+
+    found = backends.choose("auto")
+
+    assert (found.name, found.kernels) == ("numpy", None)
+    assert "quantcore kernels --build" in found.hint
+
+
+def test_without_numba_auto_is_numpy_and_jit_says_what_to_install(tmp_path):
+    """A process of its own in which numba and llvmlite cannot be imported."""
+    code = (
+        "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+        "from quantcore import backends, errors\n"
+        "import importlib.util\n"
+        "real = importlib.util.find_spec\n"
+        "from quantcore.kernels import library\n"
+        "library.find_spec = lambda name: None if name == 'numba' else real(name)\n"
+        "print(backends.choose('auto').name, repr(backends.choose('auto').hint))\n"
+        "try: backends.choose('jit')\n"
+        "except errors.MissingEngine as exc: print(exc)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines() == ["numpy ''", library.MISSING]
+
+
+def test_loading_kernels_imports_no_numba():
+    code = (
+        "import sys\n"
+        "from quantcore.kernels import library\n"
+        "assert library.load().find('Q4_K', weighted=False)\n"
+        "assert 'numba' not in sys.modules\n"
+    )
+    compiled()
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
+def test_values_too_large_for_a_scale_are_refused_by_kernels_as_by_numpy(name):
+    x = np.full((1, 256), 3e9, np.float32) * np.linspace(-1, 1, 256, dtype=np.float32)
+    for kernels in (None, compiled()):
+        with pytest.raises(UnsupportedTensor, match="too large for a 16-bit scale"):
+            get_format(name).quantize(x, kernels=kernels)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_kernels_as_by_numpy(value):
+    x = np.zeros((3, 256), np.float32)
+    x[1, 77] = value
+    for kernels in (None, compiled()):
+        with pytest.raises(UnsupportedTensor, match="NaN or infinite"):
+            get_format("Q4_K").quantize(x, kernels=kernels)
