@@ -1,52 +1,25 @@
-"""Levels as data: what Q4_K_M means, tensor by tensor, by llama.cpp's rules.
+"""Levels: what Q4_K_M and all others mean, by the names and numbers that llama-quantize knows them by.
 
-A level has a base type and, for some roles of tensors, picks: the first whose condition holds gives the type,
-and none leaves the base type. The rules are those of llama.cpp's `llama-quant.cpp` (release 0.5.0-dev).
+The types that a level gives to single tensors stand in `quantcore.mixtures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from quantcore.errors import UnknownFormat
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor stands: the `index`-th of `count` of its role, in a model of such a kind.
-
-    `gqa` is query heads per key/value head, `experts` the number of experts (0 for a dense model),
-    `big` llama.cpp's "70B" shape.
-    """
-
-    index: int
-    count: int
-    gqa: int = 1
-    experts: int = 0
-    big: bool = False
-    architecture: str = ""
-    has_imatrix: bool = False
-
-
-Condition = Callable[[Place], bool]
-
-
-@dataclass(frozen=True)
-class Pick:
-    """Give `type` to the tensors for which `when` holds; `why` is shown in the plan."""
-
-    type: str
-    why: str
-    when: Condition = field(default=lambda _place: True)
-
-
-@dataclass(frozen=True)
 class Recipe:
-    """A level: its name, the number in `general.file_type`, base type, and picks by role.
+    """A level: its name, the number in `general.file_type`, its base type, and the type of the output.
 
-    `usual` marks the one to take when nothing speaks for another.
+    `needs_imatrix` says that a usual model cannot be made without an importance matrix; `usual` marks the
+    level to take when nothing speaks for another, `special` those for models whose weights were trained to be
+    so; `copies` is the one that changes no type.
     """
 
     name: str
@@ -54,102 +27,18 @@ class Recipe:
     summary: str
     file_type: int
     base: str
-    picks: Mapping[str, tuple[Pick, ...]] = field(default_factory=dict)
+    output: str = "Q6_K"
+    needs_imatrix: bool = False
     usual: bool = False
+    special: bool = False
+    copies: bool = False
 
 
-def more_bits(place: Place) -> bool:
-    """First and last eighth of the layers and every third between: where errors cost most."""
-    i, n = place.index, place.count
-    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-
-
-def _first(share: int) -> Condition:
-    return lambda place: place.index < place.count // share
-
-
-def _gqa4(place: Place) -> bool:
-    return place.gqa >= 4
-
-
-def _experts8(place: Place) -> bool:
-    return place.experts == 8
-
-
-def _falcon(place: Place) -> bool:
-    return place.architecture == "falcon"
-
-
-def _both(*conditions: Condition) -> Condition:
-    return lambda place: all(condition(place) for condition in conditions)
-
-
-def _no(condition: Condition) -> Condition:
-    return lambda place: not condition(place)
-
-
-_MORE = "layer where more bits pay"
-_VALUE = "value projection: small and sensitive"
-_DOWN = "feed-forward down: sensitive"
-_EARLY = "one of the first layers"
-_SHARED = "value projection shared by four or more heads"
-_MIXTRAL = "eight experts share the attention"
-
-_ATTENTION_OF_EXPERTS = Pick("Q5_K", _MIXTRAL, _both(_experts8, _no(_falcon)))
-_EARLY_DOWN_WITH_IMATRIX = _both(_first(8), lambda place: place.has_imatrix)
-
-RULES: Mapping[str, Mapping[str, tuple[Pick, ...]]] = {
-    "Q4_0": {"ffn_down": (Pick("Q4_1", "early layer, importance matrix given", _EARLY_DOWN_WITH_IMATRIX),)},
-    "Q5_0": {"ffn_down": (Pick("Q5_1", "early layer, importance matrix given", _EARLY_DOWN_WITH_IMATRIX),)},
-    "Q2_K": {
-        "attn_v": (Pick("Q4_K", _SHARED, _gqa4), Pick("Q3_K", _VALUE)),
-        "ffn_down": (Pick("Q3_K", _DOWN),),
-        "attn_output": (_ATTENTION_OF_EXPERTS, Pick("Q3_K", "attention output", _no(_falcon))),
-    },
-    "Q3_K_S": {"attn_output": (_ATTENTION_OF_EXPERTS,)},
-    "Q3_K_M": {
-        "attn_v": (Pick("Q5_K", _EARLY, lambda place: place.index < 2), Pick("Q4_K", _VALUE)),
-        "ffn_down": (
-            Pick("Q5_K", _EARLY, _first(16)),
-            Pick("Q4_K", _DOWN, lambda place: not _falcon(place) or more_bits(place)),
-        ),
-        "attn_output": (_ATTENTION_OF_EXPERTS, Pick("Q4_K", "attention output", _no(_falcon))),
-    },
-    "Q3_K_L": {
-        "attn_v": (Pick("Q5_K", _VALUE),),
-        "ffn_down": (Pick("Q4_K", _DOWN, _falcon), Pick("Q5_K", _DOWN)),
-        "attn_output": (
-            Pick("Q4_K", "attention output", _falcon),
-            Pick("Q5_K", "attention output", _no(_experts8)),
-        ),
-    },
-    "Q4_K_S": {
-        "attn_v": (Pick("Q5_K", _EARLY, lambda place: place.index < 4),),
-        "ffn_down": (Pick("Q5_K", _EARLY, _both(_first(8), _no(_falcon))),),
-        "attn_output": (_ATTENTION_OF_EXPERTS,),
-    },
-    "Q4_K_M": {
-        "attn_v": (Pick("Q6_K", _MORE, more_bits),),
-        "ffn_down": (
-            Pick("Q6_K", _MORE, _both(_falcon, _first(16))),
-            Pick("Q5_K", _MORE, _both(_falcon, more_bits)),
-            Pick("Q6_K", _MORE, _both(_no(_falcon), more_bits)),
-        ),
-        "attn_output": (_ATTENTION_OF_EXPERTS,),
-    },
-    "Q5_K_M": {
-        "attn_v": (Pick("Q6_K", _MORE, more_bits),),
-        "ffn_down": (Pick("Q6_K", _MORE, more_bits),),
-    },
-}
-
+# From the largest file to the smallest: name, number, base type, title, summary.
 _LEVELS: tuple[tuple[str, int, str, str, str], ...] = (
     ("F32", 0, "F32", "Full precision, 32 bit", "For comparing; twice the size of what was trained."),
     (
-        "F16",
-        1,
-        "F16",
-        "Half precision, 16 bit",
+        *("F16", 1, "F16", "Half precision, 16 bit"),
         "The usual full-precision form; the reference of all others.",
     ),
     ("BF16", 32, "BF16", "Brain float, 16 bit", "Full precision with the range of F32."),
@@ -163,22 +52,79 @@ _LEVELS: tuple[tuple[str, int, str, str, str], ...] = (
     ("Q4_K_S", 14, "Q4_K", "4 bit, small", "A little smaller and a little worse than Q4_K_M."),
     ("Q4_1", 3, "Q4_1", "4 bit with minimum, legacy", "Superseded by Q4_K; kept for old engines."),
     ("Q4_0", 2, "Q4_0", "4 bit, legacy", "Superseded by Q4_K; the fastest on some processors."),
+    (
+        *("IQ4_NL", 25, "IQ4_NL", "4 bit, uneven steps"),
+        "As large as Q4_K_S; for models whose rows are no multiple of 256.",
+    ),
+    ("IQ4_XS", 30, "IQ4_XS", "4 bit, uneven steps, small", "A little smaller than Q4_K_S at like quality."),
+    (
+        *("MXFP4_MOE", 38, "MXFP4", "4-bit floats for experts"),
+        "For models trained so, such as gpt-oss; all but the experts take 8 bit.",
+    ),
     ("Q3_K_L", 13, "Q3_K", "3 bit, large", "For chat when memory is tight."),
     ("Q3_K_M", 12, "Q3_K", "3 bit, medium", "Simple tasks; reasoning suffers."),
+    (
+        "IQ3_M",
+        27,
+        "IQ3_S",
+        "3 bit from a grid, medium",
+        "Better than Q3_K_M at its size; slower on processors.",
+    ),
     ("Q3_K_S", 11, "Q3_K", "3 bit, small", "Coherence suffers; try a smaller model first."),
+    ("IQ3_S", 26, "IQ3_S", "3 bit from a grid", "Better than Q3_K_S at its size; slower on processors."),
+    ("IQ3_XS", 22, "IQ3_S", "3 bit from a grid, small", "A little smaller than IQ3_S."),
+    ("IQ3_XXS", 23, "IQ3_XXS", "3 bit from a grid, smallest", "The least that most models bear well."),
     ("Q2_K", 10, "Q2_K", "2 bit", "Severe loss; only for what otherwise does not fit."),
+    ("Q2_K_S", 21, "Q2_K", "2 bit, small", "Smaller than Q2_K; IQ2_M is better at its size."),
+    ("IQ2_M", 29, "IQ2_S", "2 bit from a grid, medium", "For large models; small ones lose their way."),
+    ("IQ2_S", 28, "IQ2_XS", "2 bit from a grid, small", "A little smaller and a little worse than IQ2_M."),
+    ("IQ2_XS", 20, "IQ2_XS", "2 bit from a grid, very small", "Severe loss; for the largest models."),
+    ("Q2_0", 41, "Q2_0", "2 bit in groups of 64", "For models trained with few levels; ruins all others."),
+    ("TQ2_0", 37, "TQ2_0", "Ternary, 2 bit", "For models trained with three levels; ruins all others."),
+    ("IQ2_XXS", 19, "IQ2_XXS", "2 bit from a grid, smallest", "Severe loss; for the largest models."),
+    ("IQ1_M", 31, "IQ1_M", "1.75 bit from a grid", "Extreme loss; to see a huge model run at all."),
+    ("TQ1_0", 36, "TQ1_0", "Ternary, 1.7 bit", "For models trained with three levels; ruins all others."),
+    ("IQ1_S", 24, "IQ1_S", "1.5 bit from a grid", "The smallest; to see a huge model run at all."),
+    ("Q1_0", 40, "Q1_0", "1 bit", "Signs only, for models trained so; ruins all others."),
 )
 
 # What nine in ten take: a third of F16's size at a loss that few notice.
 USUAL = "Q4_K_M"
+_SPECIAL = frozenset({"MXFP4_MOE", "Q2_0", "Q1_0", "TQ2_0", "TQ1_0"})
+# The type of the output where it is not Q6_K.
+_OUTPUTS = {
+    **dict.fromkeys(("Q8_0", "MXFP4_MOE"), "Q8_0"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS"), "Q5_K"),
+}
+_NEED_IMATRIX = frozenset(
+    {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}
+)
 
 _RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        name: Recipe(name, title, summary, file_type, base, RULES.get(name, {}), usual=name == USUAL)
+        name: Recipe(
+            name, title, summary, file_type, base,
+            output=_OUTPUTS.get(name, "Q6_K"), needs_imatrix=name in _NEED_IMATRIX, usual=name == USUAL,
+            special=name in _SPECIAL,
+        )
         for name, file_type, base, title, summary in _LEVELS
     }
-)
+)  # fmt: skip
+_BY_NUMBER = {str(recipe.file_type): recipe for recipe in _RECIPES.values()}
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+# No level of its own: the file type is the source's.
+COPY = Recipe(
+    "COPY", "Copy", "Every tensor as it is; for merging, splitting and pruning.", 0, "F32", copies=True
+)
+
+_GUESSED = 1024  # llama.cpp's mark in a file type that was guessed from the tensors
+_BY_TYPE = {recipe.base: recipe.file_type for recipe in _RECIPES.values() if recipe.base == recipe.name} | {
+    "Q3_K": 12,
+    "Q4_K": 15,
+    "Q5_K": 17,
+    "IQ2_S": 28,
+    "NVFP4": 39,
+}
 
 
 def recipes() -> Mapping[str, Recipe]:
@@ -187,9 +133,25 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return a level by name (any case, `Q4_K` means `Q4_K_M`); raises `UnknownFormat` with what there is."""
+    """Return a level by name in any case, alias (`Q4_K` means `Q4_K_M`) or file-type number, or `COPY`.
+
+    Raises `UnknownFormat` with what there is.
+    """
     upper = name.upper()
-    found = _RECIPES.get(_ALIASES.get(upper, upper))
+    if upper == COPY.name:
+        return COPY
+    found = _RECIPES.get(_ALIASES.get(upper, upper)) or _BY_NUMBER.get(name)
     if found is None:
         raise UnknownFormat(f"no level is called {name!r}; there are {', '.join(_RECIPES)}")
     return found
+
+
+def guessed_file_type(tensor_types: Iterable[str]) -> int:
+    """Return the file type that llama.cpp guesses from the types of all tensors, given in file order."""
+    seen: Counter[str] = Counter()
+    commonest, most = "F32", 0
+    for kind in tensor_types:
+        seen[kind] += 1
+        if seen[kind] > most:
+            commonest, most = kind, seen[kind]
+    return _BY_TYPE.get(commonest, 0) | _GUESSED

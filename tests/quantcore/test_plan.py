@@ -10,15 +10,21 @@ import pytest
 
 from quantcore.errors import InputError, UnknownFormat, UnreadableFile, UnsupportedTensor
 from quantcore.ggufkv import Value, ValueType, f32, string
+from quantcore.imatrix import Entry, ImportanceMatrix
 from quantcore.plan import Options, Plan, make_plan
+from quantcore.planner import Planner
 from quantcore.recipes import get_recipe, recipes
 from quantcore.sources.base import Source
 from quantcore.sources.gguf import open_gguf
+from quantcore.tensorrules import file_order
 from quantcore.tensors import Tensor
 from tests.golden.levels_models import MODELS, metadata, shapes
+from tests.golden.make_levels import read_golden
 from tests.quantcore.models import small_llama, tensor_infos
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "levels.json").read_text())
+GOLDEN = read_golden()
+# Importance that a plan takes for a whole matrix's; it knows no tensor of these models.
+SOME_IMPORTANCE = ImportanceMatrix(Path("some.imatrix"), "some.imatrix", {"elsewhere": Entry(0, 1, (1.0,))})
 
 
 def _unread(_start, _stop):
@@ -30,13 +36,25 @@ def source_of(model: str, kind: str = "F16") -> Source:
     return Source(Path(model), "gguf", metadata(model), tensors)
 
 
-@pytest.mark.parametrize("level", recipes())
-@pytest.mark.parametrize("model", MODELS)
-def test_types_are_those_of_llama_quantize(model, level):
-    """Every tensor of every level gets the type that llama-quantize gave it (golden/make_levels.py)."""
-    plan = make_plan(source_of(model), level)
+def types_of(source: Source, level: str, options: Options) -> list[str]:
+    planner = Planner(source, get_recipe(level), options)
+    ordered = sorted(source.infos, key=lambda info: file_order(info.name))
+    return [planner.choose(info)[0] for info in ordered]
 
-    assert " ".join(tensor.type for tensor in plan.tensors) == GOLDEN[model][level]
+
+@pytest.mark.parametrize("imatrix", [None, SOME_IMPORTANCE], ids=["plain", "weighted"])
+@pytest.mark.parametrize("model", MODELS)
+def test_types_are_those_of_llama_quantize(model, imatrix):
+    """Every tensor of every level gets the type that llama-quantize gave it (golden/make_levels.py)."""
+    source = source_of(model)
+
+    for level in recipes():
+        try:
+            found = types_of(source, level, Options(imatrix=imatrix))
+        except UnsupportedTensor:
+            found = []
+
+        assert " ".join(found) == GOLDEN[model][level][imatrix is not None], level
 
 
 def test_every_tensor_has_a_reason():
