@@ -1,4 +1,4 @@
-"""A file that appears under its name whole or not at all, even if the process is killed while writing."""
+"""Files that appear under their names whole or not at all, even if the process is killed while writing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from quantcore.errors import CannotWrite, InputError, NotEnoughSpace
+
+WRITEBACK = 1 << 25  # bytes that the disk is told of at a time
 
 
 def _existing_parent(path: Path) -> Path:
@@ -32,6 +34,8 @@ class AtomicFile:
         self.nbytes = nbytes
         self._fd = -1
         self._hidden: Path | None = None
+        self._appended = 0
+        self._begun = 0  # how far the disk was set to work on it
 
     def open(self) -> None:
         """Create the file and reserve its space; raises `NotEnoughSpace` before anything is written."""
@@ -91,6 +95,8 @@ class AtomicFile:
     def write(self, data: memoryview | bytes, offset: int | None = None) -> None:
         """Append bytes, or put them at `offset`, which several threads may do at a time."""
         view = memoryview(data).cast("B")
+        if offset is None:
+            self._begin_writeback(len(view))
         try:
             while view:
                 if offset is None:
@@ -104,17 +110,43 @@ class AtomicFile:
                 raise self._full(shutil.disk_usage(self.path.parent).free) from exc
             raise CannotWrite(f"{self.path}: cannot be written: {exc.strerror}") from exc
 
+    def _begin_writeback(self, count: int) -> None:
+        """Set the disk to work on what was appended, so that little is left to wait for at the end.
+
+        Linux begins to write dirty pages out when told that they will not be needed, and keeps them.
+        """
+        if self._appended - self._begun >= WRITEBACK and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, self._begun, self._appended - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = self._appended
+        self._appended += count
+
     def commit(self) -> None:
         """Put the bytes on the disk and the file under its name, replacing an older one at once."""
+        publish([self])
+
+    def settle(self) -> None:
+        """Put the bytes on the disk, so that nothing but the name is missing."""
         with self._named():
             os.fsync(self._fd)
+
+    def appear(self) -> None:
+        """Take the file's name, from an older file if need be."""
+        with self._named():
             if self._hidden is None:
                 self._hidden = self._give_name()
             self._hidden.replace(self.path)
             self._hidden = None
             os.close(self._fd)
             self._fd = -1
-            self._sync_folder()
+
+    def put_aside(self) -> Path | None:
+        """Take the name from an older file; return the hidden one that it has now, None if there is none."""
+        aside = self._hidden_name()
+        with self._named():
+            try:
+                return self.path.rename(aside)
+            except FileNotFoundError:
+                return None
 
     def _give_name(self) -> Path:
         hidden = self._hidden_name()
@@ -126,7 +158,7 @@ class AtomicFile:
             os.close(folder)
         return hidden
 
-    def _sync_folder(self) -> None:
+    def sync_folder(self) -> None:
         # Without this the rename itself could be lost in a power cut.
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
@@ -142,3 +174,33 @@ class AtomicFile:
         if self._hidden is not None:
             self._hidden.unlink(missing_ok=True)
             self._hidden = None
+
+
+def publish(files: Sequence[AtomicFile]) -> None:
+    """Put finished files under their names, all or none, the first one last.
+
+    A model in parts is opened by its first: whatever happens, that one stands only beside its own. Where a
+    file cannot get its name, those that did are taken back and what was there before returns.
+    """
+    for file in files:
+        file.settle()
+    older: list[tuple[Path, Path]] = []
+    appeared: list[Path] = []
+    try:
+        for file in files if len(files) > 1 else ():
+            aside = file.put_aside()
+            if aside is not None:
+                older.append((aside, file.path))
+        for file in reversed(files):
+            file.appear()
+            appeared.append(file.path)
+    except BaseException:
+        for path in appeared:
+            path.unlink(missing_ok=True)
+        for aside, path in older:
+            aside.replace(path)
+        raise
+    for aside, _ in older:
+        aside.unlink(missing_ok=True)
+    for file in {file.path.parent: file for file in files}.values():
+        file.sync_folder()

@@ -23,7 +23,6 @@ from quantcore.architectures.shape import Shape
 from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
 from quantcore.ggufkv import QUANTIZATION_VERSION, Value, encode, string, u32
 from quantcore.sources.base import Source
-from quantcore.sources.gguf import open_gguf
 from quantcore.sources.jsonfiles import read_object
 from quantcore.sources.safetensors import STORAGE, StoredTensor, open_directory
 from quantcore.tensors import RowReader, Tensor, TensorInfo
@@ -38,14 +37,6 @@ BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 MAX_COUNT = 2**31 - 1
 OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-
-
-def open_model(path: Path) -> Source:
-    """Open a GGUF file or a Hugging Face directory, reading headers only."""
-    path = Path(path)
-    if path.is_dir():
-        return open_huggingface(path)
-    return open_gguf(path)
 
 
 def open_huggingface(directory: Path) -> Source:

@@ -10,12 +10,15 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from quantcore.errors import InputError
 
+_LENGTH = struct.Struct("<Q")
 MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
@@ -74,6 +77,14 @@ class Value:
     value: Any
     item: ValueType | None = None
 
+    @cached_property
+    def payload(self) -> bytes:
+        """The bytes of the value, without key and type; kept, since a plan asks for them more than once.
+
+        Vocabularies have a hundred thousand strings.
+        """
+        return _encode_payload(self)
+
 
 def u32(value: int) -> Value:
     return Value(ValueType.UINT32, value)
@@ -109,7 +120,10 @@ def _encode_payload(value: Value) -> bytes:
             raise ValueError("an array value needs its item type")
         head = struct.pack("<IQ", value.item, len(value.value))
         if value.item is ValueType.STRING:
-            return head + b"".join(encode_string(text) for text in value.value)
+            raw = [text.encode("utf-8", "surrogateescape") for text in value.value]
+            return head + b"".join(
+                chain.from_iterable(zip(map(_LENGTH.pack, map(len, raw)), raw, strict=True))
+            )
         if value.item is ValueType.ARRAY:
             return head + b"".join(_encode_payload(inner) for inner in value.value)
         items = np.asarray(value.value, dtype=SCALARS[value.item])
@@ -122,7 +136,7 @@ def _encode_payload(value: Value) -> bytes:
 def encode(key: str, value: Value) -> bytes:
     """Return the bytes of one key/value pair; raises `InputError` when the value is none of its type."""
     try:
-        return encode_string(key) + struct.pack("<I", value.type) + _encode_payload(value)
+        return encode_string(key) + struct.pack("<I", value.type) + value.payload
     except (struct.error, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
         kind = value.type.name.lower()
         raise InputError(f"{key} cannot be {reprlib.repr(value.value)}, {kind} is wanted: {exc}") from exc

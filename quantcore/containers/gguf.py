@@ -64,7 +64,7 @@ class GGUFSink:
         self.alignment = alignment_of(metadata)
         self.tensors = tuple(tensors)
         self.nbytes = file_nbytes(len(header), tensors, self.alignment)
-        self._file = AtomicFile(path, self.nbytes)
+        self.file = AtomicFile(path, self.nbytes)
         self._hash = hashlib.sha256()
         self._header = header
         self._index = 0
@@ -72,11 +72,11 @@ class GGUFSink:
         self._written = 0
 
     def __enter__(self) -> Self:
-        self._file.open()
+        self.file.open()
         try:
             self._put(self._header)
         except BaseException:
-            self._file.discard()
+            self.file.discard()
             raise
         self._begin()
         return self
@@ -84,7 +84,7 @@ class GGUFSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.discard()
+        self.file.discard()
 
     def write(self, name: str, data: memoryview | bytes) -> None:
         """Append bytes of the tensor that is next in order; pads when it is whole."""
@@ -104,17 +104,27 @@ class GGUFSink:
             self._index += 1
         self._left = self.tensors[self._index].nbytes if self._index < len(self.tensors) else 0
 
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor was written."""
+        return self._index == len(self.tensors) and self._written == self.nbytes
+
     def commit(self) -> str:
         """Make the file visible under its name and return its SHA-256."""
-        if self._index != len(self.tensors) or self._written != self.nbytes:
+        digest = self.finish()
+        self.file.commit()
+        return digest
+
+    def finish(self) -> str:
+        """Return the SHA-256 of the whole file, which `atomic.publish` may then give its name."""
+        if not self.whole:
             raise AssertionError(
                 f"{self._index} of {len(self.tensors)} tensors, "
                 f"{self._written} of {self.nbytes} bytes were written"
             )
-        self._file.commit()
         return self._hash.hexdigest()
 
     def _put(self, data: memoryview | bytes) -> None:
-        self._file.write(data)
+        self.file.write(data)
         self._hash.update(data)
         self._written += len(data)

@@ -22,7 +22,13 @@ class Source:
     """A model seen as GGUF: typed metadata and lazily read tensors, both under GGUF names.
 
     A Hugging Face directory takes this shape through `quantcore.convert`; a GGUF file has it already.
-    `files` are the paths that were opened, the first being the one to name in messages.
+    `files` are the paths that were opened, the first being the one to name in messages. `parts` says how many
+    tensors each file of a split model holds, in the order of `tensors`.
+
+    The rest is what `quantcore.sources.views` changed, and what a file made of this source must know of it:
+    `overrides` are metadata (in `metadata` too) that stand last in the new file, `layers_left` is its number
+    of layers after some were cut (levels go by the old number, which stays in `metadata`), `former_names` are
+    the names that tensors had before that. `keeps_parts` asks for the same parts in the new model.
     """
 
     path: Path
@@ -30,6 +36,11 @@ class Source:
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
     files: tuple[Path, ...] = field(default=())
+    parts: tuple[int, ...] = ()
+    overrides: Mapping[str, Value] = field(default_factory=dict)
+    layers_left: int | None = None
+    former_names: Mapping[str, str] = field(default_factory=dict)
+    keeps_parts: bool = False
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:

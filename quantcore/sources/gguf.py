@@ -32,8 +32,12 @@ MAX_DIMS = 4
 MAX_NAME = 65_535
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _STORAGE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-MAX_ITEMS = 1 << 24  # of one metadata array: vocabularies have a hundredth of that
 MAX_ALIGNMENT = 1 << 20
+# The largest vocabulary of today has a million values in all, in a header of 20 MB; a file of a few gigabytes
+# of zeros could otherwise claim as many strings.
+MAX_ITEMS = 1 << 21
+MAX_HEADER = 1 << 27
+MAX_STRING = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class _Cursor:
         self.size = size
         self.path = path
         self.at = 0
+        self.items = 0
 
     def fail(self, message: str) -> UnreadableFile:
         return UnreadableFile(f"{self.path}: {message}")
@@ -65,8 +70,16 @@ class _Cursor:
             raise self.fail(
                 f"truncated or damaged: {what} needs {count} bytes at {start}, the file has {self.size}"
             )
+        if start + count > MAX_HEADER:
+            raise self.fail(f"damaged: {what} ends beyond {MAX_HEADER} bytes, where no header does")
         self.at = start + count
         return start
+
+    def expect(self, count: int, nbytes: int, what: str) -> None:
+        """Refuse a claimed count of things of at least `nbytes` each that the file has no room for."""
+        self.items += count
+        if count > (self.size - self.at) // nbytes or self.items > MAX_ITEMS:
+            raise self.fail(f"truncated or damaged: {what}")
 
     def number(self, code: str, what: str) -> int:
         start = self.skip(struct.calcsize(code), what)
@@ -75,11 +88,31 @@ class _Cursor:
     def raw_string(self, what: str) -> bytes:
         length = self.number("<Q", what)
         start = self.skip(length, what)
+        if length > MAX_STRING:
+            raise self.fail(f"damaged: {what} is a string of {length} bytes")
         return bytes(self.buffer[start : start + length])
 
     def string(self, what: str) -> str:
         # surrogateescape keeps the few files whose strings are not UTF-8 unchanged from reading to writing.
         return self.raw_string(what).decode("utf-8", "surrogateescape")
+
+    def strings(self, count: int, what: str) -> list[str]:
+        """Return strings in a row: what `string` does, half as long, for vocabularies."""
+        buffer, at, end = self.buffer, self.at, min(self.size, MAX_HEADER)
+        read_length = struct.Struct("<Q").unpack_from
+        found: list[str] = []
+        for _ in range(count):
+            begin = at + 8
+            if begin > end:
+                break
+            at = begin + read_length(buffer, at)[0]
+            if at > end or at - begin > MAX_STRING:
+                break
+            found.append(buffer[begin:at].decode("utf-8", "surrogateescape"))
+        else:
+            self.at = at
+            return found
+        raise self.fail(f"truncated or damaged: {what} ends at {at}, which is too far")
 
 
 def _read_scalar(cursor: _Cursor, kind: ValueType, key: str) -> Any:
@@ -95,16 +128,15 @@ def _read_array(cursor: _Cursor, key: str, depth: int) -> Value:
     item = _value_type(cursor, key)
     count = cursor.number("<Q", f"length of {key}")
     if item is ValueType.STRING:
-        if count > (cursor.size - cursor.at) // 8:
-            raise cursor.fail(f"truncated or damaged: {key} claims {count} strings")
-        return Value(ValueType.ARRAY, [cursor.string(f"value of {key}") for _ in range(count)], item)
+        cursor.expect(count, 8, f"{key} claims {count} strings")
+        return Value(ValueType.ARRAY, cursor.strings(count, f"value of {key}"), item)
     if item is ValueType.ARRAY:
-        if depth >= 2 or count > (cursor.size - cursor.at) // 12:
-            raise cursor.fail(f"damaged: {key} nests arrays too deeply or claims {count} of them")
+        if depth >= 2:
+            raise cursor.fail(f"damaged: {key} nests arrays too deeply")
+        cursor.expect(count, 12, f"{key} claims {count} arrays")
         return Value(ValueType.ARRAY, [_read_array(cursor, key, depth + 1) for _ in range(count)], item)
     dtype = np.dtype(SCALARS[item])
-    if count > MAX_ITEMS:
-        raise cursor.fail(f"damaged: {key} claims {count} values")
+    cursor.expect(count, dtype.itemsize, f"{key} claims {count} values")
     start = cursor.skip(count * dtype.itemsize, f"value of {key}")
     values = np.frombuffer(cursor.buffer, dtype=dtype, count=count, offset=start)
     if item is ValueType.BOOL:
@@ -121,8 +153,7 @@ def _value_type(cursor: _Cursor, key: str) -> ValueType:
 
 
 def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Value]:
-    if count > (cursor.size - cursor.at) // 13:
-        raise cursor.fail(f"truncated or damaged: it claims {count} metadata keys")
+    cursor.expect(count, 13, f"it claims {count} metadata keys")
     metadata: dict[str, Value] = {}
     for _ in range(count):
         key = cursor.string("a metadata key")
@@ -145,7 +176,7 @@ def _read_info(cursor: _Cursor) -> tuple[TensorInfo, int]:
     if n_dims > MAX_DIMS:
         raise cursor.fail(f"damaged: tensor {name} has {n_dims} dimensions")
     shape = tuple(cursor.number("<Q", f"shape of {name}") for _ in range(n_dims))[::-1]
-    if prod(shape) >= 2**62:
+    if prod(shape) >= 2**62 or max(shape, default=0) >= 2**62:
         raise cursor.fail(f"damaged: tensor {name} has the impossible shape {list(shape)}")
     number = cursor.number("<I", f"type of {name}")
     offset = cursor.number("<Q", f"offset of {name}")
@@ -158,8 +189,7 @@ def _read_info(cursor: _Cursor) -> tuple[TensorInfo, int]:
 
 
 def _read_infos(cursor: _Cursor, count: int) -> list[tuple[TensorInfo, int]]:
-    if count > (cursor.size - cursor.at) // 24:
-        raise cursor.fail(f"truncated or damaged: it claims {count} tensors")
+    cursor.expect(count, 24, f"it claims {count} tensors")
     infos = [_read_info(cursor) for _ in range(count)]
     names = {info.name for info, _ in infos}
     if len(names) != len(infos):
@@ -196,12 +226,14 @@ def _place(cursor: _Cursor, infos: list[tuple[TensorInfo, int]], alignment: int)
 def read_header(path: Path) -> Header:
     """Read and check all that stands before the data. Raises `UnreadableFile` naming file and field."""
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise UnreadableFile(f"{path}: not a GGUF file but {'a folder' if path.is_dir() else 'a device'}")
         with path.open("rb") as file:
             size = path.stat().st_size
             if size < 24:
                 raise UnreadableFile(f"{path}: not a GGUF file ({size} bytes)")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                return _parse(_Cursor(buffer, size, path))
+                return _parse(_Cursor(buffer, len(buffer), path))
     except OSError as exc:
         raise UnreadableFile(f"{path}: {exc.strerror}") from exc
 
@@ -247,16 +279,37 @@ def row_reader(path: Path, info: TensorInfo, offset: int) -> RowReader:
 
 def _parts(path: Path, header: Header) -> list[Path]:
     """Return all files of a model; more than one when the metadata says that it was split."""
-    split = header.metadata.get("split.count")
-    count = 1 if split is None else split.value
-    if not isinstance(count, int):
-        raise UnreadableFile(f"{path}: split.count is {reprlib.repr(count)}, not a number of files")
+    count = _whole(path, header, "split.count", 1)
     if count <= 1:
         return [path]
     match = _SPLIT_NAME.match(path.name)
     if not match or int(match["number"]) != 1 or int(match["count"]) != count:
         raise UnreadableFile(f"{path}: open a split model by its first part, NAME-00001-of-{count:05d}.gguf")
     return [path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+
+
+def _whole(path: Path, header: Header, key: str, default: int, what: str = "files") -> int:
+    value = header.metadata.get(key)
+    if value is None:
+        return default
+    if not isinstance(value.value, int):
+        raise UnreadableFile(f"{path}: {key} is {reprlib.repr(value.value)}, not a number of {what}")
+    return value.value
+
+
+def _check_parts(parts: list[Path], headers: list[Header]) -> None:
+    """Refuse files that are parts of something else, or not all there is."""
+    for number, (part, header) in enumerate(zip(parts, headers, strict=True)):
+        for key, wanted in (("split.no", number), ("split.count", len(parts))):
+            said = _whole(part, header, key, wanted)
+            if said != wanted:
+                raise UnreadableFile(f"{part}: {key} is {said}, by the file's name it should be {wanted}")
+    found = sum(len(header.tensors) for header in headers)
+    promised = _whole(parts[0], headers[0], "split.tensors.count", found, "tensors")
+    if promised != found:
+        raise UnreadableFile(
+            f"{parts[0]}: split.tensors.count is {promised}, the {len(parts)} parts have {found} tensors"
+        )
 
 
 def open_gguf(path: Path) -> Source:
@@ -267,6 +320,8 @@ def open_gguf(path: Path) -> Source:
     first = read_header(path)
     parts = _parts(path, first)
     headers = [first, *(read_header(part) for part in parts[1:])]
+    if len(parts) > 1:
+        _check_parts(parts, headers)
     tensors = tuple(
         Tensor(info, row_reader(part, info, offset))
         for part, header in zip(parts, headers, strict=True)
@@ -276,4 +331,5 @@ def open_gguf(path: Path) -> Source:
         raise UnreadableFile(f"{path}: a tensor stands in two parts of the split model")
     if not isinstance(getattr(first.metadata.get("general.architecture"), "value", None), str):
         raise UnreadableFile(f"{path}: general.architecture is missing")
-    return Source(path, "gguf", first.metadata, tensors, tuple(parts))
+    counts = tuple(len(header.tensors) for header in headers) if len(headers) > 1 else ()
+    return Source(path, "gguf", first.metadata, tensors, tuple(parts), counts)

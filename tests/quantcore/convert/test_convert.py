@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from quantcore.architectures.base import interleave
-from quantcore.convert import gathered, native_level, open_huggingface, open_model
+from quantcore.convert import gathered, native_level, open_huggingface
 from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
 from quantcore.ggufkv import encode
+from quantcore.models import open_model
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
 from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
