@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quantcore import errors
-    from quantcore.convert import open_model
+    from quantcore.backends import choose as choose_backend
+    from quantcore.backends import kernels_missing
     from quantcore.evaluate.hardware import hardware
     from quantcore.evaluate.perplexity import Perplexity, compare, perplexity
     from quantcore.evaluate.speed import Speed, bench
     from quantcore.formats import formats as all_formats
+    from quantcore.models import open_model
     from quantcore.pipeline import Result, quantize, verify
     from quantcore.plan import Options, Plan, make_plan
     from quantcore.progress import Progress
@@ -37,9 +39,11 @@ __all__ = [
     "all_formats",
     "all_recipes",
     "bench",
+    "choose_backend",
     "compare",
     "errors",
     "hardware",
+    "kernels_missing",
     "make_plan",
     "open_model",
     "perplexity",
@@ -60,10 +64,12 @@ _HOMES = {
     "all_formats": "formats:formats",
     "all_recipes": "recipes:recipes",
     "bench": "evaluate.speed:bench",
+    "choose_backend": "backends:choose",
     "compare": "evaluate.perplexity:compare",
     "hardware": "evaluate.hardware:hardware",
+    "kernels_missing": "backends:kernels_missing",
     "make_plan": "plan:make_plan",
-    "open_model": "convert:open_model",
+    "open_model": "models:open_model",
     "perplexity": "evaluate.perplexity:perplexity",
     "quantize": "pipeline:quantize",
     "verify": "pipeline:verify",

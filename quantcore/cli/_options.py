@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantcore.errors import UnknownFormat
 from quantcore.ggmltypes import block_and_bytes
+from quantcore.imatrix import ImportanceMatrix, open_imatrix
 from quantcore.plan import Options
 from quantcore.recipes import get_recipe, recipes
 
@@ -22,7 +23,7 @@ def tensor_type(text: str) -> str:
 
 
 def level(text: str) -> str:
-    """Return the name of a level given in any case."""
+    """Return the name of a level given in any case, or by the number of its file type."""
     try:
         return get_recipe(text).name
     except UnknownFormat as exc:
@@ -39,6 +40,18 @@ def override(text: str) -> tuple[str, str]:
     except re.error as exc:
         raise argparse.ArgumentTypeError(f"pattern {pattern!r}: {exc}") from None
     return pattern, tensor_type(kind)
+
+
+def overrides_in(text: str) -> list[tuple[str, str]]:
+    """Return the pairs in a file of REGEX=TYPE, set apart by spaces or line ends."""
+    try:
+        words = Path(text).read_text("utf-8", "surrogateescape").split()
+    except OSError as exc:
+        raise argparse.ArgumentTypeError(f"{text}: {exc.strerror}") from None
+    try:
+        return [override(word) for word in words]
+    except argparse.ArgumentTypeError as exc:
+        raise argparse.ArgumentTypeError(f"{text}: {exc}") from None
 
 
 def threads(text: str) -> int:
@@ -72,22 +85,61 @@ def add_level(parser: argparse.ArgumentParser) -> None:
         help="type of the tensors whose name the pattern is found in; may be repeated, the first match wins",
     )
     parser.add_argument(
+        "--tensor-type-file",
+        action="extend",
+        dest="tensor_type",
+        type=overrides_in,
+        metavar="FILE",
+        help="file of such pairs, set apart by spaces or line ends",
+    )
+    parser.add_argument(
         "--output-tensor-type", type=tensor_type, metavar="TYPE", help="type of output.weight"
     )
     parser.add_argument(
         "--token-embedding-type", type=tensor_type, metavar="TYPE", help="type of token_embd.weight"
     )
+    parser.add_argument("--leave-output-tensor", action="store_true", help="leave output.weight as it is")
     parser.add_argument(
         "--allow-requantize", action="store_true", help="quantize tensors that are quantized already"
     )
+    _add_imatrix(parser)
+
+
+def _add_imatrix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--imatrix", metavar="FILE", help="importance matrix: what llama-imatrix measured of this model"
+    )
+    weights = parser.add_mutually_exclusive_group()
+    for option, verb in (
+        ("--include-weights", "use it only for"),
+        ("--exclude-weights", "do not use it for"),
+    ):
+        weights.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="PART",
+            help=f"{verb} tensors whose name contains this; may be repeated",
+        )
+
+
+def imatrix(arguments: argparse.Namespace) -> ImportanceMatrix | None:
+    """Return the importance matrix that was given; raises `UnreadableFile` where it is none."""
+    if arguments.imatrix is None:
+        return None
+    found = open_imatrix(arguments.imatrix)
+    return found.selected(include=arguments.include_weights, exclude=arguments.exclude_weights)
 
 
 def options(arguments: argparse.Namespace) -> Options:
-    """Return what `add_level` collected."""
+    """Return what `add_level` collected. A verb that has no `--dry-run` makes no file anyway."""
     return Options(
         pure=arguments.pure,
         overrides=tuple(arguments.tensor_type),
         output_type=arguments.output_tensor_type,
         embedding_type=arguments.token_embedding_type,
+        leave_output=arguments.leave_output_tensor,
         allow_requantize=arguments.allow_requantize,
+        imatrix=imatrix(arguments),
+        dry_run=getattr(arguments, "dry_run", True),
     )

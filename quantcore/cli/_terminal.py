@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from shutil import get_terminal_size
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from quantcore.progress import Progress, Report, ignore
-from quantcore.sources.base import Source
+
+if TYPE_CHECKING:
+    from quantcore.sources.base import Source
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from quantcore.cli._options import add_source
 from quantcore.cli._terminal import add_json, human_bytes, visible
-from quantcore.convert import open_model
 from quantcore.ggufkv import Value, ValueType
+from quantcore.models import open_model
 from quantcore.sources.base import Source
 
 SHOWN_ITEMS = 16

@@ -8,10 +8,10 @@ from typing import Any
 
 from quantcore.cli._options import threads
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
-from quantcore.convert import open_model
 from quantcore.errors import ShortText, UnreadableFile
 from quantcore.evaluate.divergence import Divergence, divergence, open_base, save_base
 from quantcore.evaluate.perplexity import Perplexity, perplexity
+from quantcore.models import open_model
 from quantcore.sources.base import Source
 
 

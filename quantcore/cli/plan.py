@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from quantcore.backends import choose
+from quantcore.cli._files import add_files, in_parts, seen
 from quantcore.cli._options import add_level, add_source, options
-from quantcore.cli._terminal import add_json, human_bytes, note, visible
-from quantcore.convert import open_model
+from quantcore.cli._terminal import add_json, human_bytes, human_seconds, note, visible
+from quantcore.models import open_model
 from quantcore.plan import Plan, make_plan
 
 
@@ -16,18 +18,22 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("plan", help="show what a level makes of a model, reading headers only")
     add_source(parser)
     add_level(parser)
+    add_files(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    plan = make_plan(open_model(arguments.source), arguments.to, options(arguments))
+    source = seen(open_model(arguments.source), arguments)
+    backend = choose("auto")
+    made = make_plan(source, arguments.to, options(arguments), backend=backend.name)
+    plan = in_parts(made, source, arguments)
     if not arguments.json:
-        print_plan(plan)
+        print_plan(plan, backend.name)
     return plan.to_json()
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: Plan, backend: str) -> None:
     """Print a plan as a table."""
     for tensor in plan.tensors:
         shape = " x ".join(str(n) for n in reversed(tensor.shape))
@@ -38,4 +44,7 @@ def print_plan(plan: Plan) -> None:
     for warning in plan.warnings:
         note(warning)
     size = f"{human_bytes(plan.file_bytes)} ({plan.file_bytes:,} bytes)"
-    print(f"{plan.level}: {size}, {plan.bpw:.2f} bits per weight")
+    parts = f" in {len(plan.parts)} files" if plan.parts else ""
+    print(f"{plan.level}: {size}{parts}, {plan.bpw:.2f} bits per weight")
+    took = f"at most {human_bytes(plan.peak_memory_bytes)} of memory, about {human_seconds(plan.seconds)}"
+    print(f"making it with {backend} takes {took}")

@@ -6,33 +6,55 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from quantcore.backends import BACKENDS, choose
+from quantcore.cli._files import add_files, in_parts, seen
 from quantcore.cli._making import add_making, make
 from quantcore.cli._options import add_level, add_source, options
-from quantcore.convert import open_model
-from quantcore.errors import MissingEngine
-from quantcore.plan import make_plan
-
-BACKENDS = ("auto", "numpy", "jit", "cuda")
+from quantcore.cli._terminal import human_bytes, note
+from quantcore.models import open_model
+from quantcore.plan import Plan, make_plan
 
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("quantize", help="make a GGUF file of a level")
     add_source(parser)
-    parser.add_argument("destination", metavar="DST", type=Path, help="the GGUF file to make")
+    parser.add_argument("destination", metavar="DST", type=Path, nargs="?", help="the GGUF file to make")
     add_level(parser)
+    add_files(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say how large the file would be, write nothing (DST may be left out)",
+    )
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="what does the arithmetic; this version has numpy only, which auto takes",
+        help="what does the arithmetic; auto takes the compiled kernels where they are built",
     )
     add_making(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, bad_usage=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.backend not in ("auto", "numpy"):
-        raise MissingEngine(f"--backend {arguments.backend} is not in this version; use numpy or auto")
-    source = open_model(arguments.source)
-    plan = make_plan(source, arguments.to, options(arguments))
-    return make(source, plan, arguments) | {"backend": "numpy"}
+    if arguments.destination is None and not arguments.dry_run:
+        arguments.bad_usage("the following arguments are required: DST (only --dry-run does without)")
+    backend = choose(arguments.backend, note)
+    source = seen(open_model(arguments.source), arguments)
+    chosen = options(arguments)
+    made = make_plan(source, arguments.to, chosen, threads=arguments.threads, backend=backend.name)
+    plan = in_parts(made, source, arguments)
+    if arguments.dry_run:
+        return tell(plan, json=arguments.json)
+    return make(source, plan, arguments, backend, imatrix=chosen.imatrix)
+
+
+def tell(plan: Plan, *, json: bool) -> dict[str, Any]:
+    """Say what would be made and return the document of `--json`."""
+    for warning in plan.warnings:
+        note(warning)
+    if not json:
+        parts = f" in {len(plan.parts)} files" if plan.parts else ""
+        size = f"{human_bytes(plan.file_bytes)} ({plan.file_bytes:,} bytes){parts}"
+        print(f"{plan.level}: {size}, {plan.bpw:.2f} bits per weight; nothing was written")
+    return plan.to_json()

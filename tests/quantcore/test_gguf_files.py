@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quantcore.containers.gguf import GGUFSink
 from quantcore.errors import InputError, UnreadableFile
-from quantcore.formats import to_float
+from quantcore.formats import get_format, to_float
 from quantcore.ggufkv import Value, ValueType, array, boolean, encode, f32, string, u32
 from quantcore.sources.gguf import open_gguf
 from quantcore.tensors import TensorInfo
@@ -156,6 +156,13 @@ def _info(name: bytes, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
             "k claims 1099511627776 strings",
         ),
         (ARCHITECTURE + _info(b"t", (32,), 77, 0), 1, 1, "tensor t: tensor type 77 is unknown"),
+        (
+            ARCHITECTURE + _info(b"t", (32,), 31, 0),
+            1,
+            1,
+            "tensor t: tensor type 31 was a repacked form of Q4_0",
+        ),
+        (ARCHITECTURE + _info(b"t", (64,), 41, 0), 1, 1, "tensor t: row of 64 is not a multiple of 128"),
         (ARCHITECTURE + _info(b"t", (33,), 2, 0), 1, 1, "tensor t: row of 33 is not a multiple of 32"),
         (ARCHITECTURE + _info(b"t", (2**40, 2**40), 0, 0), 1, 1, "tensor t has the impossible shape"),
         (ARCHITECTURE + _info(b"t", (8,), 0, 5), 1, 1, "tensor t starts at 5, not a multiple of 32"),
@@ -247,6 +254,21 @@ def test_tensors_of_64_bits_and_of_none_are_read_as_they_are(tmp_path):
     assert np.array_equal(source.tensor("wide").read(), values)
     assert np.array_equal(to_float(infos[1], source.tensor("wide").read()), values.astype(np.float32))
     assert source.tensor("none").read().size == source.tensor("last").read().size == 0
+
+
+@pytest.mark.parametrize(("name", "number"), [("Q1_0", 41), ("Q2_0", 42), ("NVFP4", 40)])
+def test_the_newest_types_are_written_and_read(tmp_path, name, number):
+    x = np.random.default_rng(11).normal(size=(3, 256)).astype(np.float32)
+    packed = get_format(name).quantize(x)
+    info = TensorInfo("w", x.shape, name, packed.nbytes)
+    with GGUFSink(tmp_path / "a.gguf", {"general.architecture": string("llama")}, [info]) as sink:
+        sink.write("w", packed.parts["blocks"].tobytes())
+        sink.commit()
+
+    tensor = open_gguf(tmp_path / "a.gguf").tensor("w")
+
+    assert _info(b"w", (256, 3), number, 0) in (tmp_path / "a.gguf").read_bytes()
+    assert np.array_equal(to_float(tensor.info, tensor.read()), get_format(name).dequantize(packed))
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_a_file_size_limit_while_writing_leaves_nothing(source, tmp_path):
 def test_a_killed_process_leaves_nothing(source, tmp_path):
     """kill -9 in the middle of writing leaves neither the file nor a part of it."""
     code = (
-        "import os, sys; from pathlib import Path; from quantcore.convert import open_model;"
+        "import os, sys; from pathlib import Path; from quantcore.models import open_model;"
         "from quantcore.plan import make_plan; from quantcore.pipeline import quantize;"
         "s = open_model(Path(sys.argv[1]));"
         "die = lambda p: p.index > 5 and os.kill(os.getpid(), 9);"

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantcore.convert import open_huggingface, open_model
+from quantcore.convert import open_huggingface
 from quantcore.errors import Cancelled, InputError, ShortText, UnreadableFile
 from quantcore.evaluate.divergence import divergence, encode_log_probs, open_base, save_base
 from quantcore.evaluate.perplexity import chunked, compare, perplexity, token_nll
 from quantcore.ggufkv import boolean
+from quantcore.models import open_model
 from tests.quantcore.convert.families import config_of, safetensors_bytes, weights_of, write_model
 
 DEMO = "hub/demo/tiny-novels-7m"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from quantcore.cli import main
-from quantcore.convert import open_model
 from quantcore.errors import Cancelled, InputError, MissingEngine, ResourceError, UnreadableFile
 from quantcore.evaluate import engine
 from quantcore.evaluate.forward import map_logits
 from quantcore.evaluate.hardware import hardware
 from quantcore.evaluate.speed import bench, generate
 from quantcore.evaluate.tokenizer import load_tokenizer
+from quantcore.models import open_model
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
 

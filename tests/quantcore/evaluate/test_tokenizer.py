@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from tokenizers import Tokenizer
 
-from quantcore.convert import open_model
 from quantcore.errors import InputError
 from quantcore.evaluate.spm import ScoreMerger
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.ggufkv import ValueType, array, boolean, string, u32
+from quantcore.models import open_model
 from quantcore.sources.base import Source
 
 TEXT = (
