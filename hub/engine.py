@@ -71,7 +71,7 @@ class NoEngine(EngineError):
 class LevelInfo:
     """A level as the pages show it. `bits` is what its base type costs per weight, scales included.
 
-    `usual` marks the one to offer first.
+    `usual` marks the one to offer first, `special` those for models that were trained with such weights.
     """
 
     name: str
@@ -80,6 +80,7 @@ class LevelInfo:
     family: str
     bits: float
     usual: bool = False
+    special: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,28 @@ def translated() -> Iterator[None]:
 @lru_cache(maxsize=1)
 def levels() -> tuple[LevelInfo, ...]:
     """Return every level that can be asked for, smallest first."""
-    known = quantcore.all_formats()
+    known, unavailable = quantcore.all_formats(), unavailable_levels()
     found = [
-        LevelInfo(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits, r.usual)
+        LevelInfo(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits, r.usual, r.special)
         for r in quantcore.all_recipes().values()
+        if r.name not in unavailable
     ]
     return tuple(sorted(found, key=lambda level: level.bits))
+
+
+@lru_cache(maxsize=1)
+def unavailable_levels() -> Mapping[str, str]:
+    """Return the levels that exist and cannot be asked for here, and why not."""
+    known, found = quantcore.all_formats(), {}
+    for recipe in quantcore.all_recipes().values():
+        if recipe.needs_imatrix:
+            found[recipe.name] = (
+                f"{recipe.name} takes an importance matrix of the model, which this hub does not make yet. "
+                "Q2_K is small and needs none; the command line takes one with --imatrix."
+            )
+        elif recipe.base not in known or not known[recipe.base].can_quantize:
+            found[recipe.name] = f"This version cannot make {recipe.name} yet."
+    return found
 
 
 def fingerprint(level: str, options: Mapping[str, Any] | None = None) -> str:
@@ -248,7 +265,7 @@ def preview(revision: Revision, level: str) -> PlanSummary:
         known = _all_previews(revision)
         write_whole(path, json.dumps(known).encode())
     if level not in known:
-        raise Refused(f"No level is called {level!r}.")
+        raise Refused(unavailable_levels().get(level, f"No level is called {level!r}."))
     found = known[level]
     if "refused" in found:
         raise Refused(found["refused"])
@@ -293,10 +310,21 @@ def without_folder(text: str, folder: Path) -> str:
 def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:
     """Write the planned file; it appears under its name whole or not at all."""
     with translated():
+        backend = quantcore.choose_backend(settings.BACKEND)
         made = quantcore.quantize(
-            source, plan, destination, threads=settings.JOB_THREADS, report=_reporter(tell)
+            source,
+            plan,
+            destination,
+            threads=settings.JOB_THREADS,
+            report=_reporter(tell),
+            kernels=backend.kernels,
         )
     return Made(made.path, made.file_bytes, made.sha256, made.seconds)
+
+
+def kernels_missing() -> bool:
+    """Return whether compiled kernels would make quants sooner here and are not there yet."""
+    return settings.BACKEND == "auto" and quantcore.kernels_missing()
 
 
 def verify(path: Path, plan: Plan) -> None:

@@ -97,3 +97,9 @@ class Service:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+    def end(self) -> None:
+        """End the process and its children at once."""
+        if self.process is not None and self.is_running:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()

@@ -46,6 +46,7 @@ SETTINGS = (
         "Password of the first admin; empty means one is generated and printed once.",
     ),
     Setting("QUANTHUB_THREADS", "0", "Threads a job may use; 0 means one for each core."),
+    Setting("QUANTHUB_BACKEND", "auto", "What makes quants: auto, numpy, jit (compiled kernels) or cuda."),
     Setting("QUANTHUB_EVAL_CHUNKS", "60", "Chunks of 512 tokens that perplexity is measured over."),
     Setting("QUANTHUB_LEASE_SECONDS", "30", "Silence after which a worker counts as lost."),
 )
@@ -81,10 +82,19 @@ def env_bool(name: str) -> bool:
     return text == "1"
 
 
+def env_choice(name: str, choices: tuple[str, ...]) -> str:
+    """Return a setting that is one of a few words."""
+    text = env(name)
+    if text not in choices:
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {text!r}")
+    return text
+
+
 DATA_DIR = Path(env("QUANTHUB_DATA")).expanduser().resolve()
 PORT = env_int("PORT", minimum=1, maximum=65535)
 HOST = env("QUANTHUB_HOST")
 DEBUG = env_bool("QUANTHUB_DEBUG")
+BACKEND = env_choice("QUANTHUB_BACKEND", ("auto", "numpy", "jit", "cuda"))
 JOB_THREADS = env_int("QUANTHUB_THREADS") or os.cpu_count() or 1
 EVAL_CHUNKS = env_int("QUANTHUB_EVAL_CHUNKS", minimum=1)
 LEASE_SECONDS = env_int("QUANTHUB_LEASE_SECONDS", minimum=5)

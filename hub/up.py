@@ -44,9 +44,11 @@ def up() -> None:
         _require_free_port()
         _prepare()
         started: list[Service] = []
+        compiler: Service | None = None
         address = _broker_address(started)
         try:
             _start(started, address.url)
+            compiler = _compile_kernels()
             _wait_ready(started, told)
             if not told():
                 _first_admin()
@@ -57,6 +59,8 @@ def up() -> None:
                 time.sleep(0.2)
             say("Stopping ...")
         finally:
+            if compiler:
+                compiler.end()
             _stop(started)
             if address.scratch:
                 shutil.rmtree(address.scratch, ignore_errors=True)
@@ -205,6 +209,19 @@ def _start(started: list[Service], broker_url: str) -> None:
         service = Service(name, command, log, environment)
         service.start()
         started.append(service)
+
+
+def _compile_kernels() -> Service | None:
+    """Compile the engine's kernels beside the hub, where that was not done when it was installed."""
+    from hub import engine
+
+    if not engine.kernels_missing():
+        return None
+    say("Compiling the engine's kernels for this processor, once; until that is done quants take longer.")
+    command = [sys.executable, "-m", "quantcore", "kernels", "--build"]
+    service = Service("kernel compiler", command, settings.LOG_DIR / "kernels.log")
+    service.start()
+    return service
 
 
 def _wait_ready(started: list[Service], told: Callable[[], bool]) -> None:

@@ -37,16 +37,31 @@ class Choice:
         return self.refusal.partition("; ")[2] or self.refusal
 
     @property
-    def place(self) -> tuple[bool, bool, bool, int, float]:
-        """Return the sorting key: the usual level, others from the safe end, full precision, the refused."""
+    def place(self) -> tuple[bool, bool, int, int, float]:
+        """Return the sorting key: the usual level, others from the safe end, those for few, the refused.
+
+        For few are levels for models that were trained to bear them, and behind these full precision.
+        """
         level, n_bytes = self.level, self.plan.file_bytes if self.plan else 0
-        return bool(self.refusal), not level.usual, level.bits >= FULL_PRECISION, -n_bytes, -level.bits
+        kind = 2 if level.bits >= FULL_PRECISION else int(level.special)
+        return bool(self.refusal), not level.usual, kind, -n_bytes, -level.bits
+
+
+class LevelsField(forms.MultipleChoiceField):
+    """Levels by name; one that exists and cannot be made here is refused with the reason."""
+
+    def validate(self, value: list[str]) -> None:
+        unavailable = engine.unavailable_levels()
+        for level in value:
+            if level in unavailable:
+                raise forms.ValidationError(unavailable[level])
+        super().validate(value)
 
 
 class RequestForm(forms.Form):
     """One or more levels of a revision. Those that exist or are under way are shown, and joined if asked."""
 
-    levels = forms.MultipleChoiceField(
+    levels = LevelsField(
         error_messages={
             "required": "Choose at least one level.",
             "invalid_choice": "No level is called “%(value)s”.",

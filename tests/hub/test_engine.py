@@ -41,6 +41,14 @@ def test_levels_come_smallest_first_with_what_the_pages_show():
     assert all(level.title and level.summary and level.family for level in levels)
 
 
+def test_levels_that_need_importance_are_known_and_not_offered():
+    offered = {level.name for level in engine.levels()}
+
+    assert not offered & engine.unavailable_levels().keys()
+    assert "importance matrix" in engine.unavailable_levels()["IQ2_XS"]
+    assert "importance matrix" in engine.unavailable_levels()["Q2_K_S"]
+
+
 def test_a_fingerprint_changes_with_whatever_changes_the_bytes():
     plain = engine.fingerprint("Q4_K_M")
 
@@ -59,6 +67,8 @@ def test_a_preview_is_the_plan_and_needs_no_file_the_second_time(demo, monkeypat
 def test_a_preview_of_an_unknown_level_is_refused(demo):
     with pytest.raises(engine.Refused, match="Q9"):
         engine.preview(demo, "Q9")
+    with pytest.raises(engine.Refused, match="IQ1_S takes an importance matrix"):
+        engine.preview(demo, "IQ1_S")
 
 
 def test_headers_tell_what_the_catalog_shows(demo, settings):

@@ -328,7 +328,15 @@ def test_one_level_leads_to_its_job_and_several_to_the_queue(client, alice, demo
 
 
 @pytest.mark.parametrize(
-    ("levels", "reason"), [((), "Choose at least one level."), (("Q9_X",), "No level is called")]
+    ("levels", "reason"),
+    [
+        ((), "Choose at least one level."),
+        (("Q9_X",), "No level is called"),
+        (
+            ("Q8_0", "IQ2_XS"),
+            "IQ2_XS takes an importance matrix of the model, which this hub does not make yet.",
+        ),
+    ],
 )
 def test_an_invalid_form_comes_back_with_the_reason(client, alice, demo, levels, reason):
     client.force_login(alice)

@@ -86,9 +86,12 @@ def _require_manager(user: User | None, job: Job) -> None:
 
 def _known_levels(levels: Sequence[str]) -> list[str]:
     known = {level.name.upper(): level.name for level in engine.levels()}
+    unavailable = engine.unavailable_levels()
     if not levels:
         raise Refused("Name at least one level.")
     for level in levels:
+        if level.upper() in unavailable:
+            raise Refused(unavailable[level.upper()])
         if level.upper() not in known:
             raise Refused(f"No level is called {level!r}. There are {', '.join(known.values())}.")
     # In one order for all: two requests for the same levels cannot wait for each other in the database.
