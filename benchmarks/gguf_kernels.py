@@ -1,6 +1,6 @@
 """Compare the GGUF quantizers with ggml's, byte for byte and second for second.
 
-    python benchmarks/gguf_kernels.py --ggml-lib .../libggml-base.so
+    python benchmarks/gguf_kernels.py --ggml-lib .../libggml-base.so [--backend jit] [--types Q4_K,Q6_K]
 
 Both quantize the same float32 arrays on one thread of the same process; times are CPU seconds, best of
 several interleaved repetitions. A block counts as identical when all its bytes are. Writes
@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from quantcore.formats import get_format
+from quantcore.formats import formats, get_format
+from quantcore.ggmltypes import block_and_bytes, type_number
+from quantcore.kernels import library
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "hub/demo/tiny-novels-7m/model.safetensors"
-TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16")
 FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
@@ -37,7 +37,7 @@ class Ggml:
 
     def quantize(self, name, x, importance, out):
         weights = None if importance is None else importance.ctypes.data_as(FLOATS)
-        kind = GGMLQuantizationType[name]
+        kind = type_number(name)
         self.chunk(kind, x.ctypes.data_as(FLOATS), out.ctypes.data, 0, *x.shape, weights)
 
 
@@ -69,17 +69,17 @@ def cpu_seconds(call):
     return time.process_time() - start
 
 
-def compare(ggml, name, x, importance, repeats):
+def compare(ggml, name, x, importance, repeats, kernels):
     """Return the share of identical blocks and both speeds in million weights per CPU second."""
-    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    block, block_bytes = block_and_bytes(name)
     fmt = get_format(name)
     theirs = np.empty((x.shape[0], x.shape[1] // block * block_bytes), np.uint8)
-    ours = fmt.quantize(x, importance).parts["blocks"]
+    ours = fmt.quantize(x, importance, kernels=kernels).parts["blocks"]
     ggml.quantize(name, x, importance, theirs)
     same = (ours.reshape(-1, block_bytes) == theirs.reshape(-1, block_bytes)).all(axis=1)
     times = [
         (
-            cpu_seconds(lambda: fmt.quantize(x, importance)),
+            cpu_seconds(lambda: fmt.quantize(x, importance, kernels=kernels)),
             cpu_seconds(lambda: ggml.quantize(name, x, importance, theirs)),
         )
         for _ in range(repeats)
@@ -98,18 +98,22 @@ def compare(ggml, name, x, importance, repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ggml-lib", required=True, type=Path)
-    parser.add_argument("--types", default=",".join(TYPES))
+    makeable = [fmt.name for fmt in formats().values() if fmt.can_quantize and fmt.name != "F32"]
+    parser.add_argument("--types", default=",".join(makeable))
+    parser.add_argument("--backend", choices=("numpy", "jit"), default="numpy")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results/gguf_kernels.json")
     args = parser.parse_args()
     ggml = Ggml(args.ggml_lib)
+    kernels = library.build(print) if args.backend == "jit" else None
     results = []
     for data, x in (("demo", demo_weights()), ("synthetic", synthetic())):
         importance = np.random.default_rng(7).gamma(1.0, size=x.shape[1]).astype(np.float32)
         for name in args.types.split(","):
-            for weights in (None, importance) if name.startswith("Q") else (None,):
-                row = {"data": data, "type": name, "importance": weights is not None}
-                row |= compare(ggml, name, x, weights, args.repeats)
+            cases = (importance,) if get_format(name).needs_calibration else (None, importance)
+            for weights in cases if get_format(name).block > 1 else (None,):
+                row = {"data": data, "type": name, "backend": args.backend, "importance": weights is not None}
+                row |= compare(ggml, name, x, weights, args.repeats, kernels)
                 results.append(row)
                 print(
                     f"{data:9} {name:5} {'importance' if weights is not None else '-':10}"
