@@ -130,43 +130,33 @@ def types(libraries, models, kernels):
 
 
 def levels(tool, model, imatrix):
-    """Make every level by both programs and say how far the files agree."""
+    """Make every level by both programs, without and with importance, and say how far the files agree."""
     rows = []
-    for level, recipe in recipes().items():
+    for level in recipes():
         if level == "COPY":
             continue
-        for given in ([str(imatrix)], []) if imatrix else ([],):
-            if recipe.needs_imatrix and not given:
-                continue
-            options = ["--imatrix", *given] if given else []
+        for given in ([], ["--imatrix", str(imatrix)]) if imatrix else ([],):
             with tempfile.TemporaryDirectory() as folder:
-                ours, theirs = Path(folder) / "ours.gguf", Path(folder) / "theirs.gguf"
-                peer = subprocess.run(
-                    [tool, *options, str(model), str(theirs), level], capture_output=True, check=False
-                )
-                command = [
-                    sys.executable,
-                    "-m",
-                    "quantcore",
-                    "quantize",
-                    str(model),
-                    str(ours),
-                    "--to",
-                    level,
-                ]
-                mine = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-                row = {"model": model.stem, "level": level, "imatrix": bool(given)}
-                if peer.returncode or mine.returncode:
-                    row |= {
-                        "identical": False,
-                        "note": f"llama-quantize {peer.returncode}, {mine.stderr.strip()}",
-                    }
-                else:
-                    row |= {"identical": filecmp.cmp(ours, theirs, shallow=False)}
-                    row |= {} if row["identical"] else {"note": differences(ours, theirs)}
-                rows.append(row)
-                print(row, flush=True)
+                row = make_both(tool, model, level, given, Path(folder))
+            rows.append({"model": model.stem, "level": level, "imatrix": bool(given), **row})
+            print(rows[-1], flush=True)
     return rows
+
+
+def make_both(tool, model, level, given, folder):
+    """Return what came of a level: `identical`, `refused` by both, or what differs."""
+    ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
+    peer = subprocess.run([tool, *given, model, theirs, level], capture_output=True, check=False)
+    command = [sys.executable, "-m", "quantcore", "quantize", model, ours, "--to", level, *given]
+    mine = subprocess.run(command, capture_output=True, text=True, check=False)
+    if peer.returncode and mine.returncode:
+        return {"outcome": "both refuse", "note": mine.stderr.strip().rpartition(f"{model}: ")[2]}
+    if peer.returncode or mine.returncode:
+        who = "llama-quantize" if peer.returncode else "quantcore"
+        return {"outcome": f"{who} refuses", "note": mine.stderr.strip()}
+    if filecmp.cmp(ours, theirs, shallow=False):
+        return {"outcome": "identical", "note": ""}
+    return {"outcome": "differs", "note": differences(ours, theirs)}
 
 
 def differences(ours, theirs):
@@ -183,36 +173,51 @@ def differences(ours, theirs):
     return ", ".join(found) or "tensor data"
 
 
-def share(row):
-    return f"{1 - row['different'] / row['blocks']:.4%}" if row["different"] else "100 %"
+def share(different, blocks):
+    return f"{1 - different / blocks:.4%}" if different else "100 %"
 
 
 def page(type_rows, level_rows):
+    libraries = sorted({row["library"] for row in type_rows})
     text = (
         "# Bytes beside llama.cpp\n\n"
-        "Made by `gguf_parity.py`: the share of blocks whose bytes are ggml's, over rows of the demo model,\n"
-        "of SmolLM2-135M and of generators (bells, heavy tails, sparse, lattices, unlike groups, zeros,\n"
-        "constants, two values, denormals, outliers).\n\n"
-        "| type | importance | backend | library | blocks | identical | worst error ratio | where |\n"
-        "|---|---|---|---|--:|--:|--:|---|\n"
+        "Made by `gguf_parity.py`: blocks whose bytes are ggml's, over rows of the demo model, of\n"
+        "SmolLM2-135M and of generators (bells, heavy tails, sparse, lattices, unlike groups, zeros,\n"
+        f"constants, two values, denormals, outliers). Libraries: {' and '.join(libraries)}.\n"
+        "Blocks are counted once for each library and backend.\n\n"
+        "| type | importance | backends | blocks | identical | worst error ratio | where |\n"
+        "|---|---|---|--:|--:|--:|---|\n"
     )
-    for row in type_rows:
+    for key in dict.fromkeys((row["type"], row["importance"]) for row in type_rows):
+        rows = [row for row in type_rows if (row["type"], row["importance"]) == key]
+        backends = ", ".join(dict.fromkeys(row["backend"] for row in rows))
+        blocks, different = (sum(row[name] for row in rows) for name in ("blocks", "different"))
+        where = ", ".join(dict.fromkeys(kind for row in rows for kind in row["where"]))
         text += (
-            f"| {row['type']} | {'yes' if row['importance'] else 'no'} | {row['backend']} "
-            f"| {row['library']} | {row['blocks']} | {share(row)} | {row['worst_error_ratio']:.6f} "
-            f"| {', '.join(row['where'])} |\n"
+            f"| {key[0]} | {'yes' if key[1] else 'no'} | {backends} | {blocks} | {share(different, blocks)} "
+            f"| {max(row['worst_error_ratio'] for row in rows):.6f} | {where} |\n"
         )
-    if level_rows:
-        text += (
-            "\n# Whole files beside llama-quantize\n\n"
-            "| model | level | importance matrix | file | note |\n|---|---|---|---|---|\n"
-        )
-        for row in level_rows:
-            text += (
-                f"| {row['model']} | {row['level']} | {'yes' if row['imatrix'] else 'no'} "
-                f"| {'identical' if row['identical'] else '**differs**'} | {row.get('note', '')} |\n"
-            )
-    return text
+    return text + (level_page(level_rows) if level_rows else "")
+
+
+def level_page(rows):
+    """Return the table of whole files: a line for each level, a column for each model and matrix."""
+    columns = list(dict.fromkeys((row["model"], row["imatrix"]) for row in rows))
+    names = [f"{model}{', importance matrix' if imatrix else ''}" for model, imatrix in columns]
+    text = (
+        "\n# Whole files beside llama-quantize\n\n"
+        "Compared byte for byte, metadata and all.\n\n"
+        f"| level | {' | '.join(names)} |\n|---|{'---|' * len(names)}\n"
+    )
+    found = {(row["level"], row["model"], row["imatrix"]): row for row in rows}
+    for level in dict.fromkeys(row["level"] for row in rows):
+        cells = [found[level, *column]["outcome"] for column in columns]
+        text += f"| {level} | {' | '.join(cells)} |\n"
+    notes = [row for row in rows if row["note"]]
+    for row in notes:
+        matrix = " with a matrix" if row["imatrix"] else ""
+        text += f"\n- {row['level']} of {row['model']}{matrix}: {row['note']}"
+    return text + ("\n" if notes else "")
 
 
 def main():

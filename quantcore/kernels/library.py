@@ -2,8 +2,8 @@
 
 Building needs numba and takes a minute or two; it is done by `quantcore kernels --build`, by `make install`,
 or when the `jit` backend is asked for by name, and always announced. What it leaves is machine code, one file
-per kernel, in a folder named after all that it depends on: the sources, numba and llvmlite, the processor.
-Loading needs llvmlite only, a quarter of numba's start.
+per kernel, in a folder named after all that it depends on: the sources and the processor. Loading needs
+neither numba nor, on Linux with x86-64, llvmlite.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from quantcore.cores import usable_cores
 from quantcore.errors import MissingEngine
+from quantcore.kernels.machine import NotLoadable, load_object, processor
 from quantcore.kernels.status import check
 
 _FOLDER = Path(__file__).parent
@@ -83,14 +83,11 @@ def cache_root() -> Path:
 
 
 def folder() -> Path:
-    """Return where this version's kernels for this processor are, or will be. Raises `MissingEngine`."""
-    binding = open_binding()
+    """Return where this version's kernels for this processor are, or will be."""
     digest = hashlib.sha256()
     for source in sorted([*_FOLDER.glob("cpu/*.py"), *(_FOLDER / f"{name}.py" for name in _COMPILED)]):
         digest.update(source.relative_to(_FOLDER).as_posix().encode() + b"\0" + source.read_bytes())
-    # Each numba goes with one llvmlite, which tells its version without a look at installed distributions.
-    digest.update(f"{import_module('llvmlite').__version__}".encode())
-    digest.update(f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}".encode())
+    digest.update(processor().encode())
     return cache_root() / "kernels" / digest.hexdigest()[:20]
 
 
@@ -100,11 +97,8 @@ def can_build() -> bool:
 
 
 def is_built() -> bool:
-    """Return whether `load` has something to load; false, too, without llvmlite."""
-    try:
-        return (folder() / _INDEX).is_file()
-    except MissingEngine:
-        return False
+    """Return whether `load` has something to load."""
+    return (folder() / _INDEX).is_file()
 
 
 class Compiled:
@@ -141,8 +135,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._index: dict[str, dict[str, str]] = json.loads((path / _INDEX).read_text())
-        self._binding = open_binding()
-        self._engines: list[Any] = []  # machine code lives as long as its engine
+        self._kept: list[Any] = []  # what machine code lives in
         self._found: dict[str, Compiled] = {}
 
     @property
@@ -172,20 +165,29 @@ class Library:
         if hashlib.sha256(code).hexdigest() != sha256:
             # Running it would end the process, or worse.
             raise MissingEngine(f"{path} is damaged; remove the folder {path.parent} and compile anew")
-        # An engine owns its machine and frees it: none may be shared.
-        machine = host_machine(self._binding)
-        engine = self._binding.create_mcjit_compiler(self._binding.parse_assembly(""), machine)
-        engine.add_object_file(self._binding.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        self._engines.append(engine)
-        return Compiled(_FORM(engine.get_function_address(symbol)))
+        try:
+            address, kept = load_object(code, symbol)
+        except NotLoadable:
+            address, kept = _load_by_llvm(code, symbol)
+        self._kept.append(kept)
+        return Compiled(_FORM(address))
+
+
+def _load_by_llvm(code: bytes, symbol: str) -> tuple[int, Any]:
+    """Do what `load_object` does, for any system that llvmlite knows; raises `MissingEngine` without it."""
+    binding = open_binding()
+    # An engine owns its machine and frees it: none may be shared.
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), host_machine(binding))
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine.get_function_address(symbol), engine
 
 
 _open = cache(Library)
 
 
 def load() -> Library | None:
-    """Return this processor's kernels, or None when they were not built or llvmlite is missing."""
+    """Return this processor's kernels, or None when they were not built."""
     return _open(folder()) if is_built() else None
 
 
@@ -227,6 +229,8 @@ def build(say: Say = lambda _text: None, prove: Prove = lambda _kernels: []) -> 
 
 
 def _build(path: Path, say: Say, prove: Prove) -> None:
+    if not can_build():
+        raise MissingEngine(MISSING)
     names = modules()
     say(f"compiling kernels for this processor, once: {len(names)} families, a minute or two ...")
     for left in path.parent.glob(".building-*"):

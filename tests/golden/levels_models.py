@@ -197,6 +197,33 @@ def _qwen_next(n: int) -> Shapes:
     return (attention if n % 4 == 3 else linear) | _experts(width, 512, 512, shared=512)
 
 
+def _qwen_35(width: int, q: int, kv: int, keys: int, values: int, rest: Shapes) -> Layer:
+    """Return layers of which each fourth has attention with a gate, the others a gated delta rule."""
+    attention = _attention(width, 2 * q, kv) | {"attn_output.weight": (width, q)}
+    linear: Shapes = {
+        "attn_norm.weight": (width,),
+        "attn_qkv.weight": (2 * keys + values, width),
+        "attn_gate.weight": (values, width),
+        "ssm_conv1d.weight": (2 * keys + values, 4),
+        "ssm_beta.weight": (values // 128, width),
+        "ssm_alpha.weight": (values // 128, width),
+        "ssm_out.weight": (width, values),
+    }
+    return lambda n: (attention if n % 4 == 3 else linear) | rest
+
+
+def _step_35(n: int) -> Shapes:
+    """Every fourth layer sees everything with 64 heads, the others a window with 96."""
+    width, heads = 4096, 96 if n % 4 else 64
+    attention = _attention(width, 128 * heads, 1024) | {"attn_gate.weight": (heads, width)}
+    return attention | (_experts(width, 1280, 288, shared=1280) if n > 2 else _feed_forward(width, 11264))
+
+
+_DELTA: Mapping[str, HParam] = {
+    "rope__dimension_sections": [11, 11, 10, 0], "rope__dimension_count": 64, "attention__key_length": 256,
+    "attention__value_length": 256, "full_attention_interval": 4, "ssm__conv_kernel": 4,
+    "ssm__state_size": 128, "ssm__group_count": 16,
+}  # fmt: skip
 _LFM2_ATTENTION = frozenset({2, 5, 8, 10, 12, 14})
 
 
@@ -362,6 +389,24 @@ _MODELS: dict[str, Model] = {
         "qwen3next", 48, 2048, 16, 2, 5120, 151936, _qwen_next, expert_count=512, expert_used_count=10,
         expert_feed_forward_length=512, expert_shared_feed_forward_length=512, ssm__inner_size=4096,
         ssm__time_step_rank=32, rope__dimension_count=64, attention__key_length=256, **_MAMBA2,
+    ),
+    "Qwen3.5-397B-A17B": _model(
+        "qwen35moe", 60, 4096, 32, 2, 0, 248320,
+        _qwen_35(4096, 8192, 512, 2048, 8192, _experts(4096, 1024, 512, shared=1024)),
+        expert_count=512, expert_used_count=10, expert_feed_forward_length=1024,
+        expert_shared_feed_forward_length=1024, ssm__inner_size=8192, ssm__time_step_rank=64, **_DELTA,
+    ),
+    "Qwen3.6-27B": _model(
+        "qwen35", 64, 5120, 24, 4, 17408, 248320,
+        _qwen_35(5120, 6144, 1024, 2048, 6144, _feed_forward(5120, 17408)),
+        ssm__inner_size=6144, ssm__time_step_rank=48, **_DELTA,
+    ),
+    "Step-3.5-Flash": _model(
+        "step35", 45, 4096, [64 if n % 4 == 0 else 96 for n in range(45)], 8, 11264, 128896, _step_35,
+        expert_count=288, expert_used_count=8, expert_feed_forward_length=1280,
+        expert_shared_feed_forward_length=1280, attention__key_length=128, attention__value_length=128,
+        rope__dimension_count=128, attention__sliding_window=512,
+        attention__sliding_window_pattern=[int(n % 4 != 0) for n in range(45)],
     ),
     "LFM2-1.2B": _model(
         "lfm2", 16, 2048, 32, [8 if n in _LFM2_ATTENTION else 0 for n in range(16)], 8192, 65536, _lfm2,

@@ -1,6 +1,7 @@
 """Compiled kernels on disk: all there, never damaged, never wrong, missing without numba in a clear way."""
 
 import json
+import platform
 import subprocess
 import sys
 from importlib import import_module
@@ -12,6 +13,7 @@ from quantcore import backends
 from quantcore.errors import MissingEngine, UnsupportedTensor
 from quantcore.formats import get_format
 from quantcore.kernels import library
+from quantcore.kernels.machine import NotLoadable, load_object
 from quantcore.proving import unfit
 from tests.quantcore.kernels import compiled, needs_numba
 
@@ -91,8 +93,9 @@ def test_auto_takes_numpy_and_says_so_where_nothing_is_compiled(tmp_path, monkey
     assert "quantcore kernels --build" in found.hint
 
 
-def test_without_numba_auto_is_numpy_and_jit_says_what_to_install(tmp_path):
-    """A process of its own in which numba and llvmlite cannot be imported."""
+def test_without_numba_auto_is_numpy_and_jit_says_what_to_install(tmp_path, monkeypatch):
+    """A process of its own in which numba and llvmlite cannot be imported, where nothing was compiled."""
+    monkeypatch.setenv("QUANTCORE_CACHE", str(tmp_path))
     code = (
         "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
         "from quantcore import backends, errors\n"
@@ -110,16 +113,54 @@ def test_without_numba_auto_is_numpy_and_jit_says_what_to_install(tmp_path):
     assert done.stdout.splitlines() == ["numpy ''", library.MISSING]
 
 
-def test_loading_kernels_imports_no_numba():
+def test_loading_kernels_imports_no_compiler():
     code = (
         "import sys\n"
         "from quantcore.kernels import library\n"
         "assert library.load().find('Q4_K', weighted=False)\n"
-        "assert 'numba' not in sys.modules\n"
+        "print({'numba', 'llvmlite'} & sys.modules.keys())\n"
     )
     compiled()
 
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    on_linux = platform.system() == "Linux" and platform.machine() == "x86_64"
+    assert done.stdout.strip() == ("set()" if on_linux else "{'llvmlite'}")
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ2_XS+", "from F16", "IQ1_M+"])
+def test_machine_code_does_the_same_however_it_is_loaded(name, monkeypatch):
+    """By ourselves, and by llvmlite, which is for all other systems."""
+    compiled()
+    x = np.random.default_rng(4).normal(size=(3, 512)).astype(np.float16)
+    out = []
+    for by_llvm in (False, True):
+        if by_llvm:
+            monkeypatch.setattr(library, "load_object", refuse)
+        kernels = library.Library(library.folder())
+        if name.startswith("from"):
+            made = np.empty(x.shape, np.float32)
+            kernels.reader("F16")(x, None, None, made)
+        else:
+            fmt, weights = get_format(name.removesuffix("+")), np.ones(512, np.float32)
+            given = weights if name.endswith("+") else None
+            made = fmt.quantize(x.astype(np.float32), given, kernels=kernels).parts["blocks"]
+        out.append(made)
+
+    assert (out[0] == out[1]).all()
+
+
+def refuse(*_):
+    raise NotLoadable
+
+
+@pytest.mark.parametrize("cut", [0, 10, 63, 200, 1500])
+def test_object_files_that_are_none_are_not_loaded(cut, own_cache):
+    code = (own_cache / "Q8_0.o").read_bytes()
+    with pytest.raises(NotLoadable):
+        load_object(code[:cut], "anything")
+    with pytest.raises(NotLoadable):
+        load_object(code, "anything")
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
