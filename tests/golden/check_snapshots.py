@@ -66,8 +66,8 @@ def main(folder: str) -> None:
         snapshot = read_snapshot(Path(folder) / f"{name}.schema")
         listed = sum(len(types) for _, types in snapshot.values())
         found = differences(model, snapshot)
-        print(f"{model}: {len(snapshot)} levels, {listed} tensors named, {len(found)} differ")
-        print("".join(f"  {line}\n" for line in found[:5]), end="")
+        told = [f"{model}: {len(snapshot)} levels, {listed} tensors named, {len(found)} differ", *found[:5]]
+        sys.stdout.write("\n".join(told) + "\n")
         failed = failed or bool(found)
     sys.exit(failed)
 
