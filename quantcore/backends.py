@@ -44,13 +44,21 @@ def choose(name: str, say: Say = lambda _text: None) -> Backend:
         from quantcore.kernels.cuda import CudaKernels
 
         return Backend("cuda", CudaKernels())
-    if name == "auto" and (kernels := library.load()) is not None:
-        return Backend("jit", kernels)
-    if name == "auto" and kernels_missing():
-        return UNCOMPILED
+    if name == "auto":
+        return _best_there_is()
     if name not in BACKENDS:
         raise MissingEngine(f"no backend is called {name!r}; there are {', '.join(BACKENDS)}")
     return NUMPY
+
+
+def _best_there_is() -> Backend:
+    try:
+        kernels = library.load()
+    except MissingEngine as exc:  # compiled kernels are never required
+        return Backend("numpy", hint=f"made by numpy: {exc}")
+    if kernels is not None:
+        return Backend("jit", kernels)
+    return UNCOMPILED if kernels_missing() else NUMPY
 
 
 def kernels_missing() -> bool:

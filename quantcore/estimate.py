@@ -77,7 +77,8 @@ def peak_memory_bytes(
 
 def _arithmetic_bytes(kind: str, slab: int, row: int, backend: str) -> int:
     """Return what one thread holds beside a slab as it was read and as it will be written."""
-    from quantcore.formats.base import CACHED, BlockFormat, registry
+    from quantcore.formats.base import BlockFormat, registry
+    from quantcore.formats.compiled import CACHED
 
     fmt = registry().get(kind)
     if not isinstance(fmt, BlockFormat) or not is_quantized(kind):

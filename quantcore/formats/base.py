@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.errors import UnknownFormat, UnsupportedTensor
+from quantcore.formats.compiled import fill_compiled, find_compiled
 from quantcore.formats.floats import as_float32
 from quantcore.kernels import Kernel, Kernels
+from quantcore.kernels.status import NOT_A_NUMBER
 
 Container = Literal["gguf", "safetensors", "onnx"]
 
@@ -89,8 +91,6 @@ class Format(Protocol):
 # A tile is about this many weights: large enough that numpy's cost per call vanishes, small enough that the
 # handful of scratch arrays of a search stay in the outer cache.
 TILE_WEIGHTS = 1 << 18
-# Compiled kernels need no scratch: their tiles are for what they read to stay in the inner cache.
-CACHED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -172,18 +172,34 @@ class BlockFormat:
         self.check_shape(shape)
         row = shape[-1] if shape else 1
         rows = tensor.reshape(-1, row)  # (rows, row_length)
+        if calibration is not None:
+            calibration = self.importance(calibration, row, xp=xp)
         packed = xp.empty((rows.shape[0], row // self.block * self.block_bytes), dtype=xp.uint8)
-        kernel = kernels.find(self.name, weighted=calibration is not None) if kernels else None
-        check = kernels.reader("F32") if kernels and kernel else None
+        weighted = calibration is not None
+        kind = "F16" if rows.dtype == np.float16 else "F32"
+        compiled = find_compiled(kernels, self.name, kind, weighted=weighted)
+        if compiled is not None:
+            fill_compiled(self, compiled, rows, calibration, packed, pool)
+            return Packed(self.name, shape, {"blocks": packed})
+        on_card = xp is not np and kernels is not None
+        kernel = kernels.find(self.name, weighted=weighted) if on_card and kernels else None
 
         def work(tile: slice) -> None:
             if kernel is None:
                 packed[tile] = self._quantize_tile(rows[tile], calibration, xp)
             else:
-                self._run_kernel(kernel, check, rows[tile], calibration, packed[tile], xp)
+                self._run_on_card(kernel, rows[tile], calibration, packed[tile], xp)
 
-        self._for_each_tile(work, rows.shape[0], row, pool, self.tile_weights if check is None else CACHED)
+        self._for_each_tile(work, rows.shape[0], row, pool)
         return Packed(self.name, shape, {"blocks": packed})
+
+    def importance(self, calibration: Any, row: int, *, xp: Any) -> Any:
+        """Return the importance of a row's columns as contiguous float32; refuse another number of them."""
+        if calibration.shape != (row,):
+            raise UnsupportedTensor(
+                f"{self.name}: importance of shape {tuple(calibration.shape)} for rows of {row} weights"
+            )
+        return xp.ascontiguousarray(calibration, dtype=xp.float32)
 
     def dequantize(self, packed: Packed, *, xp: Any = np, pool: Executor | None = None) -> Any:
         """Return float32 of `packed.shape`."""
@@ -197,36 +213,28 @@ class BlockFormat:
                 tiled = self.dequantize_blocks(blocks[tile].reshape(-1, self.block_bytes), xp=xp)
             values[tile] = tiled.reshape(-1, row)  # (rows, row_length)
 
-        self._for_each_tile(work, blocks.shape[0], row, pool, self.tile_weights)
+        self._for_each_tile(work, blocks.shape[0], row, pool)
         return values.reshape(packed.shape)
 
-    def _for_each_tile(
-        self, work: Callable[[slice], None], n: int, row: int, pool: Executor | None, weights: int
-    ) -> None:
+    def _for_each_tile(self, work: Callable[[slice], None], n: int, row: int, pool: Executor | None) -> None:
         # An odd number of rows keeps the column stride of a tile off the powers of two, where all rows of a
         # column fall into the same few cache sets and a transpose is five times slower.
-        step = max(1, weights // max(1, row)) | 1
+        step = max(1, self.tile_weights // max(1, row)) | 1
         tiles = [slice(start, start + step) for start in range(0, n, step)]
         for _ in map(work, tiles) if pool is None else pool.map(work, tiles):
             pass
 
-    def _run_kernel(
-        self, kernel: Kernel, check: Kernel | None, rows: Any, calibration: Any, packed: Any, xp: Any
-    ) -> None:
+    def _run_on_card(self, kernel: Kernel, rows: Any, calibration: Any, packed: Any, xp: Any) -> None:
         values = as_float32(rows, xp=xp)
-        if check is not None:
-            check(values, None, None, None)
         # The extremes tell as much as a look at every value, at a fraction of its cost; both pass NaN on.
-        elif values.size and not bool(xp.isfinite(values.max()) & xp.isfinite(values.min())):
-            raise UnsupportedTensor(f"{self.name} cannot hold NaN or infinite values")
-        if calibration is not None:
-            calibration = xp.ascontiguousarray(calibration, dtype=xp.float32)
+        if values.size and not bool(xp.isfinite(values.max()) & xp.isfinite(values.min())):
+            raise UnsupportedTensor(NOT_A_NUMBER)
         kernel(values, calibration, self.tables(xp=xp), packed)
 
     def _quantize_tile(self, rows: Any, calibration: Any, xp: Any) -> Any:
         values = as_float32(rows, xp=xp)
         if not bool(xp.isfinite(values).all()):
-            raise UnsupportedTensor(f"{self.name} cannot hold NaN or infinite values")
+            raise UnsupportedTensor(NOT_A_NUMBER)
         # Searches divide by spans and sums that may be zero and discard the result, quietly.
         with np.errstate(all="ignore"):
             weights = None

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -33,12 +34,14 @@ from quantcore.kernels.status import check
 _FOLDER = Path(__file__).parent
 _COMPILED = ("common", "compiler", "lanes", "status")  # what goes into machine code beside the kernels
 _INDEX = "index.json"
+UNUSED_SECONDS = 90 * 86400
 _FORM = ctypes.CFUNCTYPE(
     ctypes.c_int32,  # numba's own status, always 0: kernels raise nothing
     *(ctypes.c_void_p, ctypes.c_void_p),  # where the result and an exception go
     *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
 )
 MISSING = "compiled kernels need numba: pip install 'quanthub[jit]'"
+REPAIR = "`quantcore kernels --build` compiles them anew"
 
 Say = Callable[[str], None]
 Prove = Callable[["Library"], list[str]]
@@ -74,12 +77,20 @@ def host_machine(binding: Any) -> Any:
 
 
 def cache_root() -> Path:
-    """Return the folder for what is computed once: `QUANTCORE_CACHE`, or the user's cache folder."""
+    """Return the folder for what is computed once: `QUANTCORE_CACHE`, or the user's cache folder.
+
+    Raises `MissingEngine` where there is neither.
+    """
     given = os.environ.get("QUANTCORE_CACHE")
     if given:
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "quantcore"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "quantcore"
+    except RuntimeError as exc:
+        raise MissingEngine(
+            "there is no home folder to keep kernels in; name one by QUANTCORE_CACHE"
+        ) from exc
 
 
 def folder() -> Path:
@@ -98,7 +109,10 @@ def can_build() -> bool:
 
 def is_built() -> bool:
     """Return whether `load` has something to load."""
-    return (folder() / _INDEX).is_file()
+    try:
+        return (folder() / _INDEX).is_file()
+    except (MissingEngine, OSError):
+        return False
 
 
 class Compiled:
@@ -128,20 +142,36 @@ class Compiled:
 
 
 class Library:
-    """Kernels loaded from a built folder; each is loaded when it is first asked for."""
+    """Kernels of a built folder, each made ready when it is first asked for.
+
+    Raises `MissingEngine` for a folder that is damaged or that others may write to, or where its machine code
+    cannot be run.
+    """
 
     name = "jit"
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._index: dict[str, dict[str, str]] = json.loads((path / _INDEX).read_text())
         self._kept: list[Any] = []  # what machine code lives in
         self._found: dict[str, Compiled] = {}
+        try:
+            self._index, self._code = _read(path)
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else exc
+            raise MissingEngine(f"kernels in {path} cannot be used: {why}; {REPAIR}") from exc
+        # If any can be made ready all can.
+        for name in list(self._index)[:1]:
+            self._entry(name)
 
     @property
     def names(self) -> list[str]:
         """The kernels there are: names of formats, with a plus where importance is taken into account."""
         return sorted(name for name in self._index if not name.startswith(_READER))
+
+    @property
+    def entries(self) -> list[str]:
+        """The kernels and readers there are, by their names in the index."""
+        return sorted(self._index)
 
     def find(self, format_name: str, *, weighted: bool) -> Compiled | None:
         """Return the kernel of a format; see `quantcore.kernels.Kernels`."""
@@ -157,20 +187,38 @@ class Library:
             return None
         file = entry["file"]
         if file not in self._found:
-            self._found[file] = self._load(self.path / file, entry["symbol"], entry["sha256"])
+            self._found[file] = self._ready(self._code[file], entry["symbol"])
         return self._found[file]
 
-    def _load(self, path: Path, symbol: str, sha256: str) -> Compiled:
-        code = path.read_bytes()
-        if hashlib.sha256(code).hexdigest() != sha256:
-            # Running it would end the process, or worse.
-            raise MissingEngine(f"{path} is damaged; remove the folder {path.parent} and compile anew")
+    def _ready(self, code: bytes, symbol: str) -> Compiled:
         try:
             address, kept = load_object(code, symbol)
         except NotLoadable:
             address, kept = _load_by_llvm(code, symbol)
         self._kept.append(kept)
         return Compiled(_FORM(address))
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, bytes]]:
+    """Return the index of a folder and all machine code, as it was when it was compiled and nobody else's."""
+    _require_ours(path)
+    index: dict[str, dict[str, str]] = json.loads((path / _INDEX).read_text())
+    code: dict[str, bytes] = {}
+    for entry in index.values():
+        file = path / entry["file"]
+        _require_ours(file)
+        code[entry["file"]] = file.read_bytes()
+        if hashlib.sha256(code[entry["file"]]).hexdigest() != entry["sha256"]:
+            # Running it would end the process, or worse.
+            raise ValueError(f"{file.name} is damaged")
+    return index, code
+
+
+def _require_ours(path: Path) -> None:
+    """Refuse what another user could have put there: it will be run."""
+    found = path.stat()
+    if hasattr(os, "geteuid") and (found.st_uid not in {0, os.geteuid()} or found.st_mode & 0o022):
+        raise ValueError(f"other users may write {path.name}")
 
 
 def _load_by_llvm(code: bytes, symbol: str) -> tuple[int, Any]:
@@ -187,7 +235,10 @@ _open = cache(Library)
 
 
 def load() -> Library | None:
-    """Return this processor's kernels, or None when they were not built."""
+    """Return this processor's kernels, or None when they were not built.
+
+    Raises `MissingEngine` when they cannot be used.
+    """
     return _open(folder()) if is_built() else None
 
 
@@ -219,13 +270,24 @@ def build(say: Say = lambda _text: None, prove: Prove = lambda _kernels: []) -> 
     Whoever wants the same at the same time waits and finds them. Raises `MissingEngine` without numba.
     """
     path = folder()
-    if not (path / _INDEX).is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (path / _INDEX).is_file():
-                _build(path, say, prove)
+    if not _is_sound(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with (path.parent / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_sound(path):
+                    _build(path, say, prove)
+        except OSError as exc:
+            raise MissingEngine(f"kernels cannot be kept in {path.parent}: {exc.strerror}") from exc
     return _open(path)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        _open(path)
+    except MissingEngine:
+        return False
+    return True
 
 
 def _build(path: Path, say: Say, prove: Prove) -> None:
@@ -235,6 +297,9 @@ def _build(path: Path, say: Say, prove: Prove) -> None:
     say(f"compiling kernels for this processor, once: {len(names)} families, a minute or two ...")
     for left in path.parent.glob(".building-*"):
         shutil.rmtree(left, ignore_errors=True)  # of a build that was stopped
+    for old in path.parent.glob(f"*/{_INDEX}"):
+        if time.time() - old.stat().st_atime > UNUSED_SECONDS:
+            shutil.rmtree(old.parent, ignore_errors=True)  # of versions that nobody runs any more
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=path.parent))
     try:
         index: dict[str, dict[str, str]] = {}
@@ -246,6 +311,7 @@ def _build(path: Path, say: Say, prove: Prove) -> None:
             say(f"the compiled kernel {name} errs on this processor and is left out; please report this")
             del index[name]
         _publish(work, index)
+        work.chmod(0o755)  # one user may compile for others
         shutil.rmtree(path, ignore_errors=True)  # what someone left of an earlier one
         work.rename(path)
     finally:

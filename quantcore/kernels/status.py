@@ -12,9 +12,10 @@ BEYOND_BF16 = 8
 TOO_SMALL = 16
 SQUARES = 32
 
+NOT_A_NUMBER = "no type can hold NaN or infinite values"
 _REASONS = {
     TOO_LARGE: "values are too large for a 16-bit scale; keep this tensor in F32 or BF16",
-    NOT_FINITE: "no type can hold NaN or infinite values",
+    NOT_FINITE: NOT_A_NUMBER,
     BEYOND_F16: "F16 holds numbers up to 65504; use BF16 or F32",
     BEYOND_BF16: "BF16 holds numbers up to 3.39e38; use F32",
     SQUARES: "values are too large to be squared; keep this tensor in F32 or BF16",

@@ -28,15 +28,17 @@ def defined():
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """A cache of our own that holds a copy of the kernel of Q8_0 alone."""
+    """A cache of our own that holds copies of the kernel of Q8_0 and of the readers."""
     built = library.folder()
     compiled()
     monkeypatch.setenv("QUANTCORE_CACHE", str(tmp_path))
     folder = library.folder()
     folder.mkdir(parents=True)
-    entry = json.loads((built / "index.json").read_text())["Q8_0"]
-    (folder / entry["file"]).write_bytes((built / entry["file"]).read_bytes())
-    (folder / "index.json").write_text(json.dumps({"Q8_0": entry}))
+    index = json.loads((built / "index.json").read_text())
+    kept = {name: entry for name, entry in index.items() if name.startswith("from ") or name == "Q8_0"}
+    for entry in kept.values():
+        (folder / entry["file"]).write_bytes((built / entry["file"]).read_bytes())
+    (folder / "index.json").write_text(json.dumps(kept))
     return folder
 
 
@@ -51,25 +53,25 @@ def test_the_kernels_agree_with_numpy():
 
 def test_kernels_that_err_or_crash_are_found_and_the_others_are_tried_all_the_same(own_cache, monkeypatch):
     """The kernel of Q8_0 in the place of others errs; a symbol that is not code crashes."""
-    entry = json.loads((own_cache / "index.json").read_text())["Q8_0"]
-    index = {"Q8_0": entry, "Q4_0": entry, "Q5_0": {**entry, "symbol": "nowhere"}, "Q8_0+": entry}
+    index = json.loads((own_cache / "index.json").read_text())
+    entry = index["Q8_0"]
+    index |= {"Q4_0": entry, "Q5_0": {**entry, "symbol": "nowhere"}, "Q8_0+": entry}
     (own_cache / "index.json").write_text(json.dumps(index))
 
     assert sorted(unfit(library.Library(own_cache))) == ["Q4_0", "Q5_0"]
 
 
 def test_a_kernel_that_errs_is_left_out(own_cache, monkeypatch):
-    told = []
+    told, entry = [], json.loads((own_cache / "index.json").read_text())["Q8_0"]
+    code = (own_cache / entry["file"]).read_bytes()
     (own_cache / "index.json").unlink()
+
+    def compile_two(_name, target):
+        (target / entry["file"]).write_bytes(code)
+        return {"Q4_K": entry, "Q5_K": entry}
+
     monkeypatch.setattr(library, "modules", lambda: ["quantcore.kernels.cpu.k_line"])
-    monkeypatch.setattr(
-        library,
-        "_compile",
-        lambda _name, target: {
-            name: {"file": "Q8_0.o", "symbol": "x", "sha256": (target / "Q8_0.o").write_bytes(b"") and ""}
-            for name in ("Q4_K", "Q5_K")
-        },
-    )
+    monkeypatch.setattr(library, "_compile", compile_two)
 
     found = library.build(told.append, lambda kernels: [kernels.names[0]])
 
@@ -77,11 +79,53 @@ def test_a_kernel_that_errs_is_left_out(own_cache, monkeypatch):
     assert any("Q4_K errs" in text for text in told)
 
 
-def test_damaged_machine_code_is_not_run(own_cache):
-    (own_cache / "Q8_0.o").write_bytes(b"nonsense")
+def damage_code(folder):
+    (folder / "Q8_0.o").write_bytes(b"nonsense")
 
-    with pytest.raises(MissingEngine, match=r"Q8_0\.o is damaged"):
-        library.Library(own_cache).find("Q8_0", weighted=False)
+
+def lose_code(folder):
+    (folder / "Q8_0.o").unlink()
+
+
+def empty_index(folder):
+    (folder / "index.json").write_text("")
+
+
+def let_others_write(folder):
+    folder.chmod(0o777)
+
+
+def let_others_write_code(folder):
+    (folder / "Q8_0.o").chmod(0o666)
+
+
+@pytest.mark.parametrize(
+    "spoil", [damage_code, lose_code, empty_index, let_others_write, let_others_write_code]
+)
+def test_kernels_that_cannot_be_trusted_are_not_run_and_auto_does_without(own_cache, spoil):
+    spoil(own_cache)
+
+    with pytest.raises(MissingEngine, match="kernels --build"):
+        library.Library(own_cache)
+    found = backends.choose("auto")
+
+    assert (found.name, found.kernels) == ("numpy", None)
+    assert "cannot be used" in found.hint
+
+
+def test_kernels_that_cannot_be_used_are_compiled_anew(own_cache, monkeypatch):
+    entry = json.loads((own_cache / "index.json").read_text())["Q8_0"]
+    code = (own_cache / entry["file"]).read_bytes()
+    damage_code(own_cache)
+
+    def compile_one(_name, target):
+        (target / entry["file"]).write_bytes(code)
+        return {"Q8_0": entry}
+
+    monkeypatch.setattr(library, "modules", lambda: ["one"])
+    monkeypatch.setattr(library, "_compile", compile_one)
+
+    assert library.build().names == ["Q8_0"]
 
 
 def test_auto_takes_numpy_and_says_so_where_nothing_is_compiled(tmp_path, monkeypatch):

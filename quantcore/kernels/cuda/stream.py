@@ -16,6 +16,7 @@ import numpy as np
 from quantcore.errors import UnsupportedTensor
 from quantcore.formats.base import BlockFormat, Bytes, Packed, registry
 from quantcore.formats.floats import bfloat_to_float
+from quantcore.kernels.status import NOT_A_NUMBER
 from quantcore.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -128,5 +129,5 @@ class Lanes:
             blocks = lane.to_host("out", out)
             lane.stream.synchronize()
             if not finite[0]:
-                raise UnsupportedTensor(f"{fmt.name} cannot hold NaN or infinite values")
+                raise UnsupportedTensor(NOT_A_NUMBER)
             return blocks.copy(), int(told[0])

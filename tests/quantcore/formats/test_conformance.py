@@ -100,11 +100,11 @@ def test_weights_on_the_levels_come_back(fmt):
 
 @every
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_refused_by_name(fmt, value):
+def test_nan_and_infinity_are_refused(fmt, value):
     x = weights()
     x[4, 100] = value
 
-    with pytest.raises(UnsupportedTensor, match=fmt.name):
+    with pytest.raises(UnsupportedTensor, match="NaN or infinite"):
         quantize(fmt, x)
 
 
