@@ -28,7 +28,7 @@ from quantcore.errors import MissingEngine
 from quantcore.formats import get_format
 from quantcore.kernels.cuda import CudaKernels, entries
 from quantcore.kernels.cuda.stream import LANES
-from quantcore.pipeline import SLAB_WEIGHTS
+from quantcore.slabs import SLAB_WEIGHTS
 from quantcore.tensors import TensorInfo
 
 HERE = Path(__file__).parent

@@ -18,18 +18,17 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.cores import usable_cores
+from quantcore.cores import usable_threads
 from quantcore.errors import UnknownFormat
 from quantcore.formats import to_float
 from quantcore.ggmltypes import INTEGER_TYPES
-from quantcore.ggufkv import Value, ValueType, encode
+from quantcore.ggufkv import LAYOUT_KEYS, Value, ValueType, encode
 from quantcore.progress import Progress, Report, ignore, seconds_left
+from quantcore.slabs import rows_in_slab
 from quantcore.sources.base import Source
 from quantcore.tensors import Tensor, TensorInfo
 
 SLAB_WEIGHTS = 1 << 18  # of each side: 1 MB as float32, 2 as float64, some ten in all while they are compared
-MOST_PER_CORE = 4  # threads; whoever asks for more gets these
-LAYOUT_KEYS = frozenset({"split.no", "split.count", "split.tensors.count", "general.alignment"})
 T = TypeVar("T")
 _INTEGERS = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 
@@ -117,7 +116,7 @@ def compare_models(
 ) -> Comparison:
     """Return how two models differ. Raises what reading raises, naming the file."""
     names = dict.fromkeys([tensor.name for tensor in (*a.tensors, *b.tensors)])
-    workers = min(threads or usable_cores(), MOST_PER_CORE * usable_cores())
+    workers = usable_threads(threads)
     tell = _Teller(sum(info.n_elements for info in a.infos), len(names), report)
     found: list[TensorDifference] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -146,7 +145,7 @@ class _Slabs:
 
     def each(self, info: TensorInfo, work: Callable[[int, int], T]) -> Iterator[T]:
         """Yield `work(start, stop)` for all rows, in their order; what is not asked for is not done."""
-        step = max(1, SLAB_WEIGHTS // max(1, info.row_length))
+        step = rows_in_slab(info.row_length, SLAB_WEIGHTS)
         waiting: deque[Future[T]] = deque()
         try:
             for start in range(0, info.n_rows, step):

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from math import ceil
 from typing import Protocol
 
-from quantcore.cores import usable_cores
+from quantcore.cores import usable_cores, usable_threads
 from quantcore.ggmltypes import is_quantized
+from quantcore.slabs import rows_in_slab
 from quantcore.speeds import SPEEDS
 
 FLOATS = (500.0, 500.0)  # conversions between floats, and plain copies
@@ -55,13 +56,11 @@ def peak_memory_bytes(
     `header_bytes` is the size of the file's header, which stands in memory several times over, and
     `importance_bytes` the importance of the tensor that has most.
     """
-    from quantcore.pipeline import MOST_PER_CORE, SLAB_WEIGHTS
-
-    workers = min(threads or usable_cores(), MOST_PER_CORE * usable_cores())
+    workers = usable_threads(threads)
     source = made = work = tables = 0
     for tensor in tensors:
         row = tensor.shape[-1] if tensor.shape else 1
-        slab = min(tensor.n_elements, row * max(1, SLAB_WEIGHTS // max(1, row)))
+        slab = min(tensor.n_elements, row * rows_in_slab(row))
         bits = 8 * tensor.nbytes / max(1, tensor.n_elements)
         made = max(made, ceil(slab * bits / 8))
         source = max(source, slab * _bytes_of(tensor.source_type))

@@ -22,6 +22,9 @@ _LENGTH = struct.Struct("<Q")
 MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
+# Which part of a model a file is; together with the alignment, what says how files are laid out.
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+LAYOUT_KEYS = frozenset({"general.alignment", *SPLIT_KEYS})
 QUANTIZATION_VERSION = 2  # of the layout of quantized blocks, in general.quantization_version
 
 

@@ -36,6 +36,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
 LONGEST_VALUE = 127  # bytes of a text that llama-quantize keeps in a file's metadata
 MAX_NAME = 65_535
+MAX_MATRICES = 65_536  # experts in one stack; models of today have hundreds
 _PIECE = 1 << 22  # bytes looked at in one go
 # llama-quantize lets the importance of these be of another size, and then goes without it.
 _FORGIVEN = frozenset({"token_embd.weight", "per_layer_token_embd.weight"})
@@ -236,7 +237,7 @@ def _gguf_entry(
     if info.type != "F32" or count_info.type != "F32":
         raise UnreadableFile(f"{path}: entry {name} is {info.type} with {count_info.type} counts, not F32")
     n_values, n_counts = prod(info.shape), prod(count_info.shape)
-    if not n_values or not n_counts or n_values % n_counts:
+    if not n_values or not 0 < n_counts <= MAX_MATRICES or n_values % n_counts:
         raise UnreadableFile(f"{path}: entry {name} has {n_values} sums for {n_counts} counts")
     found = _values(file, Entry(count_offset, n_counts, ()), path, name)
     if not (found.min() >= 0 and found.max() < np.inf):

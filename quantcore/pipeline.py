@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,21 +22,17 @@ import numpy.typing as npt
 
 from quantcore.allocator import keep_freed_memory
 from quantcore.containers.shards import ShardSink, WrittenFile, lay_out, shard_paths
-from quantcore.cores import usable_cores
+from quantcore.cores import usable_threads
 from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor
 from quantcore.formats import get_format, quantize_rows
 from quantcore.ggmltypes import is_quantized
 from quantcore.kernels import Kernels
 from quantcore.plan import Plan, TensorPlan, output_metadata
 from quantcore.progress import Progress, Report, ignore, seconds_left
+from quantcore.slabs import SLAB_WEIGHTS, rows_in_slab
 from quantcore.sources.base import Source
 from quantcore.sources.gguf import open_gguf
 from quantcore.tensors import Tensor
-
-# Weights in one slab: 4 MB as float32. Large enough that what a slab costs beside its weights vanishes, small
-# enough that a dozen of them, with the temporaries of a search, stay far below 600 MB.
-SLAB_WEIGHTS = 1 << 20
-MOST_PER_CORE = 4  # threads; whoever asks for more gets these
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,13 @@ Part = npt.NDArray[np.uint8]  # the bytes of a slab
 
 
 class Importance(Protocol):
-    """What an importance matrix answers."""
+    """What an importance matrix answers; `path` is its file."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def metadata(self) -> Mapping[str, str | int]:
+        """Return the keys that a file made with it has, as in `Plan.added`."""
 
     def get(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
         """Return float32 `(n_matrices, row_length)` for a tensor of `shape` (numpy order), or None."""
@@ -86,7 +88,7 @@ def _slabs(source: Source, plan: Plan, imatrix: Importance | None) -> Iterator[_
                 f"{source.path}: tensor {tensor_plan.name} is not what the plan was made for"
             )
         rows = tensor.info.n_rows
-        step = max(1, SLAB_WEIGHTS // max(1, tensor.info.row_length))
+        step = rows_in_slab(tensor.info.row_length, SLAB_WEIGHTS)
         importance = None
         if imatrix is not None and is_quantized(tensor_plan.type):
             former = source.former_names.get(tensor_plan.name, tensor_plan.name)
@@ -194,10 +196,25 @@ class _Meter:
         )
 
 
-def _refuse_overwriting(source: Source, destinations: Sequence[Path]) -> None:
+def _refuse_overwriting(source: Source, imatrix: Importance | None, destinations: Sequence[Path]) -> None:
     for destination in destinations:
-        if destination.exists() and any(file.samefile(destination) for file in source.files):
+        if not destination.exists():
+            continue
+        if any(file.samefile(destination) for file in source.files):
             raise InputError(f"{destination}: is a file of the source; give another name")
+        if imatrix is not None and imatrix.path.samefile(destination):
+            raise InputError(f"{destination}: is the importance matrix; give another name")
+
+
+def _require_planned(imatrix: Importance | None, plan: Plan) -> None:
+    """Refuse to make a file that would say something else of its importance matrix than what is true."""
+    given = dict(imatrix.metadata()) if imatrix is not None else {}
+    if given != dict(plan.added):
+        planned = plan.added.get("quantize.imatrix.file", "none")
+        raise InputError(
+            f"{plan.level} was planned with another importance matrix: {planned}, "
+            f"given is {imatrix.path if imatrix is not None else 'none'}"
+        )
 
 
 def quantize(
@@ -223,9 +240,9 @@ def quantize(
     if kernels is None:
         keep_freed_memory()
     paths = shard_paths(destination, plan.parts)
-    _refuse_overwriting(source, paths)
-    # More threads than cores gain nothing and hold a slab each.
-    workers = min(threads or usable_cores(), MOST_PER_CORE * usable_cores())
+    _refuse_overwriting(source, imatrix, paths)
+    _require_planned(imatrix, plan)
+    workers = usable_threads(threads)
     meter = _Meter(plan, report)
     metadata = output_metadata(source, plan.file_type, plan.added)
     infos = [tensor.info for tensor in plan.tensors]

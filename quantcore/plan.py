@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
 
-from quantcore.containers.shards import SPLIT_KEYS, lay_out
+from quantcore.containers.shards import lay_out
 from quantcore.estimate import peak_memory_bytes, seconds
 from quantcore.ggmltypes import is_quantized
-from quantcore.ggufkv import QUANTIZATION_VERSION, Value, string, u32
+from quantcore.ggufkv import QUANTIZATION_VERSION, SPLIT_KEYS, Value, string, u32
 from quantcore.planner import Options, Planner, TensorPlan
 from quantcore.recipes import Recipe, get_recipe, guessed_file_type
 from quantcore.sources.base import Source

@@ -78,7 +78,7 @@ _KEPT_OF = {
     ),
 }
 _EIGHT_BITS_OF = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
-_LAYER = re.compile(r"^blk\.(\d+)\.")
+_LAYER = re.compile(r"^blk\.(\d{1,9})\.")
 
 # Where a row is not whole blocks of the type on the left, the type on the right takes its place.
 FALLBACK = {

@@ -20,8 +20,13 @@ from quantcore.errors import InputError
 from quantcore.ggufkv import DEFAULT_ALIGNMENT, Value, ValueType
 from quantcore.tensors import TensorInfo
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 MAX_SHARDS = 65_535  # split.count has 16 bits
-SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+OTHER_FILES = 256  # what a process has open beside the parts, at most
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -121,6 +126,25 @@ class WrittenFile:
     sha256: str
 
 
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit where so many parts at once would break it, as far as it may be raised.
+
+    Raises `InputError` where it may not.
+    """
+    if resource is None or count < 1:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise InputError(
+            f"{count} parts are more than the {hard - OTHER_FILES} files that may be open at once here; "
+            "make larger parts, or raise the limit (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class ShardSink:
     """Take the bytes of each tensor in the planned order and write them into the files of a model.
 
@@ -136,6 +160,7 @@ class ShardSink:
         self._at = 0
 
     def __enter__(self) -> Self:
+        _allow_open_files(len(self.sinks))
         with ExitStack() as opened:
             for sink in self.sinks:
                 opened.enter_context(sink)

@@ -264,17 +264,27 @@ def row_reader(path: Path, info: TensorInfo, offset: int) -> RowReader:
     def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
         rows = np.empty((stop - start, row_nbytes // dtype.itemsize), dtype=dtype)
         view = rows.reshape(-1).view(np.uint8).data
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset + start * row_nbytes)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise UnreadableFile(f"{path}: cut short while being read, at tensor {info.name}")
-                done += count
+        try:
+            _read_into(view, path, offset + start * row_nbytes)
+        except EOFError:
+            raise UnreadableFile(f"{path}: cut short while being read, at tensor {info.name}") from None
+        except OSError as exc:
+            raise UnreadableFile(f"{path}: tensor {info.name} cannot be read: {exc.strerror}") from exc
         return rows  # (rows, row_length) or (rows, bytes_per_row)
 
     return read_rows
+
+
+def _read_into(view: memoryview, path: Path, offset: int) -> None:
+    """Fill `view` from the file's bytes at `offset`; raises `EOFError` where they end before that."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        done = 0
+        while done < len(view):
+            count = file.readinto(view[done:])
+            if not count:
+                raise EOFError
+            done += count
 
 
 def _parts(path: Path, header: Header) -> list[Path]:

@@ -11,23 +11,23 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from quantcore.errors import InputError
-from quantcore.ggufkv import Value, boolean, f32, string, u32
+from quantcore.ggufkv import LAYOUT_KEYS, Value, ValueType, boolean, f32, string, u32
 from quantcore.sources.base import Source
 from quantcore.tensorrules import file_order
 from quantcore.tensors import Tensor
 
 MAX_U32 = 2**32 - 1
 MAX_TEXT = 127  # bytes of an override's text that llama.cpp keeps
-_LAYER = re.compile(r"blk\.(\d+)\.")
-# Keys that say how the file is laid out: what they say must be true of the bytes.
-_LAYOUT_KEYS = ("general.alignment", "split.no", "split.count", "split.tensors.count")
+_LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
 def overridden(source: Source, overrides: Mapping[str, Value]) -> Source:
     """Return the source with other metadata; the values stand last in a file made of it."""
-    for key in overrides:
-        if key in _LAYOUT_KEYS:
+    for key, value in overrides.items():
+        if key in LAYOUT_KEYS:
             raise InputError(f"{key} says how the file is laid out and cannot be overridden")
+        if key == "general.architecture" and value.type is not ValueType.STRING:
+            raise InputError(f"{key} names a family of models and has to be of type str")
     metadata = {**source.metadata, **overrides}
     return replace(source, metadata=metadata, overrides={**source.overrides, **overrides})
 

@@ -13,8 +13,8 @@ import pytest
 from quantcore.cores import usable_cores
 from quantcore.formats import formats
 from quantcore.ggmltypes import is_quantized
-from quantcore.pipeline import SLAB_WEIGHTS
 from quantcore.plan import Options, Plan, make_plan
+from quantcore.slabs import SLAB_WEIGHTS
 from quantcore.sources.gguf import open_gguf
 from quantcore.speeds import SPEEDS
 from tests.quantcore.models import small_llama

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from quantcore.atomic import AtomicFile, publish
 from quantcore.cli import main
+from quantcore.containers.gguf import GGUFSink
 from quantcore.containers.shards import ShardSink, counts_by_number, counts_by_size, lay_out, shard_paths
 from quantcore.errors import Cancelled, CannotWrite, InputError, UnreadableFile
 from quantcore.ggufkv import f32, string, u32
@@ -285,3 +288,45 @@ def test_hashes_are_those_of_the_files(sources, tmp_path):
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (file.sha256, file.file_bytes)
     assert result.file_bytes == plan.file_bytes
     assert result.path == result.files[0].path == tmp_path / "out-00001-of-00003.gguf"
+
+
+def test_names_with_numbers_beyond_any_layer_are_ordinary_names(tmp_path):
+    name = f"blk.{'9' * 5000}.odd.weight"
+    path = tmp_path / "odd.gguf"
+    infos = tensor_infos({name: (2, 32), "blk.0.attn_q.weight": (2, 32), "blk.1.attn_q.weight": (2, 32)})
+    with GGUFSink(path, {"general.architecture": string("llama")}, infos) as sink:
+        for info in infos:
+            sink.write(info.name, bytes(info.nbytes))
+        sink.commit()
+    source = pruned(open_gguf(path), {1})
+
+    made = quantize(source, make_plan(source, "Q8_0"), tmp_path / "out.gguf")
+
+    assert {info.name for info in open_gguf(made.path).infos} == {name, "blk.0.attn_q.weight"}
+
+
+def test_the_family_of_a_model_is_a_name(sources):
+    with pytest.raises(InputError, match="has to be of type str"):
+        overridden(open_gguf(sources["whole"]), {"general.architecture": u32(5)})
+
+
+def test_parts_beyond_the_limit_of_open_files(tmp_path):
+    """The limit is raised as far as it may be; where that is not enough, it is said before any work."""
+    source = small_llama(tmp_path / "small.gguf")
+    script = """
+import resource, sys
+from quantcore.cli import main
+resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[1:3])))
+sys.exit(main(["quantize", *sys.argv[3:], "--to", "Q8_0", "--split-max-tensors", "1", "--json"]))
+"""
+
+    def run(soft: int, hard: int, name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, str(soft), str(hard), str(source), str(tmp_path / name)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run(30, 1024, "raised.gguf").returncode == 0
+    refused = run(30, 270, "refused.gguf")
+
+    assert refused.returncode == 1
+    assert "files that may be open at once" in refused.stderr
+    assert not list(tmp_path.glob("*refused*"))

@@ -117,6 +117,34 @@ def test_sums_are_divided_by_the_count_of_each_matrix(tmp_path):
     np.testing.assert_array_equal(importance, [[1, 2], [1, 1], [1, 2]])
 
 
+def test_more_matrices_than_any_model_stacks_are_refused(tmp_path):
+    check_refused(write(tmp_path / "i", entry("exps", [[1]] * 70_000, [1] * 70_000)), "70000 sums for 70000")
+
+
+def test_a_plan_keeps_to_its_importance_matrix(tmp_path):
+    """The file says which one it was made with: neither another nor none will do."""
+    source, imatrix = open_model(DEMO), open_imatrix(GOLDEN / "novels.imatrix.gguf")
+    plan, bare = make_plan(source, "Q4_K_M", Options(imatrix=imatrix)), make_plan(source, "Q4_K_M")
+    other = open_imatrix(GOLDEN / "novels.imatrix.dat")
+
+    for wrong, matrix in ((plan, None), (plan, other), (bare, imatrix)):
+        with pytest.raises(InputError, match="planned with another importance matrix"):
+            quantize(source, wrong, tmp_path / "out.gguf", imatrix=matrix)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_importance_matrix_is_not_overwritten(tmp_path):
+    path = tmp_path / "i.gguf"
+    path.write_bytes((GOLDEN / "novels.imatrix.gguf").read_bytes())
+    source, imatrix = open_model(DEMO), open_imatrix(path)
+    plan = make_plan(source, "Q4_K_M", Options(imatrix=imatrix))
+
+    with pytest.raises(InputError, match="is the importance matrix"):
+        quantize(source, plan, path, imatrix=imatrix)
+
+    assert path.read_bytes() == (GOLDEN / "novels.imatrix.gguf").read_bytes()
+
+
 def test_the_older_kind_is_divided_by_its_calls(tmp_path):
     path = tmp_path / "i.dat"
     path.write_bytes(legacy((b"a", 4, [2, 8]), (b"b", 0, [2, 8]), trailer=struct.pack("<ii", 9, 1) + b"t"))

@@ -111,6 +111,14 @@ def test_nan_weights_name_file_and_tensor(tmp_path):
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_a_source_that_goes_away_is_named(source, tmp_path):
+    plan = make_plan(source, "Q8_0")
+    source.path.rename(tmp_path / "elsewhere.gguf")
+
+    with pytest.raises(UnreadableFile, match=r"small\.gguf: tensor .* cannot be read: No such file"):
+        quantize(source, plan, tmp_path / "out.gguf")
+
+
 def test_a_full_disk_is_told_before_any_work(source, tmp_path, monkeypatch):
     """When the planned file does not fit, the message has both numbers and nothing is written."""
     usage = type("Usage", (), {"free": 1000})

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 
 from quantcore.errors import UnknownFormat, UnsupportedTensor
-from quantcore.formats import formats, get_format, to_float
+from quantcore.formats import formats, get_format, quantize_rows, to_float
 from quantcore.ggmltypes import storage_nbytes
 from quantcore.tensors import TensorInfo
+from tests.quantcore.kernels import compiled, needs_numba
 
+WAYS = [
+    (fmt.name, weighted)
+    for fmt in formats().values()
+    for weighted in (False, True)
+    if fmt.container == "gguf" and (weighted or not fmt.needs_calibration)
+]
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
 
 
@@ -88,3 +95,22 @@ def test_float32_rows_are_not_copied():
 def test_integers_are_not_weights():
     with pytest.raises(UnknownFormat, match="I32"):
         to_float(info("I32", (2, 4)), np.ones((2, 4), np.int32))
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", ["F64", "F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize(("target", "weighted"), WAYS)
+def test_compiled_kernels_make_of_stored_rows_what_numpy_makes(target, kind, weighted):
+    """Of every stored type, in more rows than one tile has."""
+    rng = np.random.default_rng(33)
+    x = rng.normal(size=(300, 256)).astype(np.float32)
+    rows = {"F64": x.astype(np.float64), "F32": x, "F16": x.astype(np.float16)}.get(kind)
+    if rows is None:
+        rows = get_format(kind).quantize(x).parts["blocks"]
+        rows = rows.view(np.uint16) if kind == "BF16" else rows
+    stored, fmt = TensorInfo("w", x.shape, kind, rows.nbytes), get_format(target)
+    importance = rng.gamma(0.5, size=256).astype(np.float32) if weighted else None
+
+    ours = quantize_rows(stored, rows, fmt, importance, kernels=compiled())
+
+    assert np.array_equal(ours, quantize_rows(stored, rows, fmt, importance))
