@@ -1,6 +1,7 @@
 """Accelerated kernels: beside the numpy arithmetic of a format, never required, and held to the same bytes.
 
-    lanes       sixteen numbers at a time, the vocabulary of compiled kernels (numba)
+    lanes       sixteen numbers at a time, the vocabulary of compiled kernels (numba);
+                with memory, where they come from, and shuffles, which exchange them
     cpu/        one module per family: the searches, compiled
     library     compiles them once, keeps the machine code on disk, loads it without numba
     cuda/       the same searches as raw CUDA kernels

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantcore.kernels.lanes import any_of, as_bits, bits_float, float_bits, from_bits, move, part, where
+from quantcore.kernels.lanes import any_of, as_bits, bits_float, float_bits, from_bits, part, where
+from quantcore.kernels.memory import move
 from quantcore.kernels.status import FINE, TOO_LARGE
 
 _ZERO = np.float32(0)

@@ -16,7 +16,8 @@ from typing import Any
 from numba import njit
 
 from quantcore.kernels.lanes import KERNEL
-from quantcore.kernels.library import entry_name, host_machine, open_binding, reader_name
+from quantcore.kernels.library import entry_name, reader_name
+from quantcore.kernels.llvm import host_machine, open_binding
 
 
 def _entries(module: Any) -> Iterator[tuple[str, Any]]:

@@ -7,8 +7,9 @@ lane, also with a scalar on either side, which is rounded to float32 (`F`) or in
 them to whatever the processor has (AVX-512, AVX2, SSE, NEON); nothing is contracted or reordered, so the
 bytes are the same everywhere.
 
-Memory is reached through plain pointers: `p[i]` is a scalar, `load(p, i)` the sixteen values from `p[i]` on.
-There are no bounds checks. This module needs numba and is imported only to compile kernels.
+Memory is reached through plain pointers (`quantcore.kernels.memory`): `p[i]` is a scalar, `load(p, i)` the
+sixteen values from `p[i]` on. There are no bounds checks. This module needs numba and is imported only to
+compile kernels.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 16
 
-_i1, _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_i1, _i32 = ir.IntType(1), ir.IntType(32)
 _f32 = ir.FloatType()
 _ELEMENT = {"F": _f32, "I": _i32, "M": _i1}
-_VECTOR = {kind: ir.VectorType(element, LANES) for kind, element in _ELEMENT.items()}
+VECTOR = {kind: ir.VectorType(element, LANES) for kind, element in _ELEMENT.items()}
 
 
 class Lanes(types.Type):
@@ -43,7 +44,7 @@ class Lanes(types.Type):
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Lanes) -> None:
-        super().__init__(dmm, fe_type, _VECTOR[fe_type.kind])
+        super().__init__(dmm, fe_type, VECTOR[fe_type.kind])
 
 
 F, I, M = Lanes("F"), Lanes("I"), Lanes("M")  # noqa: E741
@@ -83,7 +84,7 @@ def _widen(context: Any, builder: Any, value: Any, given: Any, wanted: Lanes) ->
     if isinstance(given, Lanes):
         return value
     scalar = types.float32 if wanted.kind == "F" else types.int32
-    return _splat(builder, context.cast(builder, value, given, scalar), _VECTOR[wanted.kind])
+    return _splat(builder, context.cast(builder, value, given, scalar), VECTOR[wanted.kind])
 
 
 def _binary(function: Any, kind: Lanes, result: Lanes, emit: Callable[[Any, Any, Any], Any]) -> None:
@@ -162,7 +163,8 @@ _unary(operator.neg, I, lambda builder, a: builder.neg(a))
 _unary(operator.invert, M, lambda builder, a: builder.not_(a))
 
 
-def _llvm(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+def call_llvm(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    """Return what an intrinsic of LLVM makes of `args`, a value of type `result`."""
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
@@ -174,7 +176,7 @@ def _float_function(name: str) -> Any:
             return None
 
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return _llvm(builder, f"llvm.{name}.v{LANES}f32", _VECTOR["F"], list(args))
+            return call_llvm(builder, f"llvm.{name}.v{LANES}f32", VECTOR["F"], list(args))
 
         return F(F), emit
 
@@ -182,11 +184,10 @@ def _float_function(name: str) -> Any:
     return intrinsic(typed)
 
 
-# Of every lane: magnitude, square root, and the nearest integer (ties to even, towards zero, downwards).
+# Of every lane: magnitude, square root, and the nearest integer (ties to even, or downwards).
 absolute = _float_function("fabs")
 root = _float_function("sqrt")
 nearest = _float_function("rint")
-truncated = _float_function("trunc")
 below = _float_function("floor")
 
 
@@ -194,7 +195,7 @@ def _copysign(typingctx: Any, x: Any, y: Any) -> Any:
     del typingctx
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _llvm(builder, f"llvm.copysign.v{LANES}f32", _VECTOR["F"], list(args))
+        return call_llvm(builder, f"llvm.copysign.v{LANES}f32", VECTOR["F"], list(args))
 
     return (F(F, F), emit) if x is F and y is F else None
 
@@ -254,16 +255,16 @@ def _cast(name: str, source: Lanes, result: Lanes, emit_one: Callable[[Any, Any]
 
 
 def _to_int(builder: Any, x: Any) -> Any:
-    return _llvm(builder, f"llvm.fptosi.sat.v{LANES}i32.v{LANES}f32", _VECTOR["I"], [x])
+    return call_llvm(builder, f"llvm.fptosi.sat.v{LANES}i32.v{LANES}f32", VECTOR["I"], [x])
 
 
 to_int = _cast("to_int", F, I, _to_int)  # towards zero; NaN gives 0, what is too large the largest int32
 # The same for numbers that int32 can hold only, at a fraction of the cost.
-cut = _cast("cut", F, I, lambda builder, x: builder.fptosi(x, _VECTOR["I"]))
-to_float = _cast("to_float", I, F, lambda builder, x: builder.sitofp(x, _VECTOR["F"]))
-as_bits = _cast("as_bits", F, I, lambda builder, x: builder.bitcast(x, _VECTOR["I"]))
-from_bits = _cast("from_bits", I, F, lambda builder, x: builder.bitcast(x, _VECTOR["F"]))
-ones = _cast("ones", M, I, lambda builder, x: builder.zext(x, _VECTOR["I"]))  # 1 where true, else 0
+cut = _cast("cut", F, I, lambda builder, x: builder.fptosi(x, VECTOR["I"]))
+to_float = _cast("to_float", I, F, lambda builder, x: builder.sitofp(x, VECTOR["F"]))
+as_bits = _cast("as_bits", F, I, lambda builder, x: builder.bitcast(x, VECTOR["I"]))
+from_bits = _cast("from_bits", I, F, lambda builder, x: builder.bitcast(x, VECTOR["F"]))
+ones = _cast("ones", M, I, lambda builder, x: builder.zext(x, VECTOR["I"]))  # 1 where true, else 0
 
 
 def _test(name: str, emit_one: Callable[[Any, Any], Any]) -> Any:
@@ -300,7 +301,7 @@ def lane_numbers(typingctx: Any) -> Any:
     del typingctx
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return ir.Constant(_VECTOR["I"], list(range(LANES)))
+        return ir.Constant(VECTOR["I"], list(range(LANES)))
 
     return I(), emit
 
@@ -311,7 +312,9 @@ def _reduction(name: str, operation: str, kind: Lanes, scalar: Any) -> Any:
 
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             suffix = f"v{LANES}{'f32' if kind is F else 'i32'}"
-            return _llvm(builder, f"llvm.vector.reduce.{operation}.{suffix}", _ELEMENT[kind.kind], list(args))
+            return call_llvm(
+                builder, f"llvm.vector.reduce.{operation}.{suffix}", _ELEMENT[kind.kind], list(args)
+            )
 
         return (scalar(kind), emit) if x is kind else None
 
@@ -324,71 +327,6 @@ largest = _reduction("largest", "fmax", F, types.float32)
 smallest_int = _reduction("smallest_int", "smin", I, types.int32)
 
 
-_LANE_OF = {types.float32: F, types.int32: I, types.uint8: I, types.uint16: I}
-
-
-def _address(builder: Any, pointer: Any, index: Any) -> Any:
-    return builder.gep(pointer, [index])
-
-
-@intrinsic
-def load(typingctx: Any, pointer: Any, index: Any) -> Any:
-    """Return the sixteen values from `pointer[index]` on: `F` of float32, `I` of int32, uint16 or uint8."""
-    del typingctx
-    element = pointer.dtype
-    kind = _LANE_OF[element]
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        memory = ir.VectorType(context.get_value_type(element), LANES)
-        address = builder.bitcast(_address(builder, args[0], args[1]), memory.as_pointer())
-        value = builder.load(address, align=element.bitwidth // 8)
-        return builder.zext(value, _VECTOR["I"]) if element.bitwidth < 32 else value
-
-    return kind(pointer, types.intp), emit
-
-
-@intrinsic
-def store(typingctx: Any, pointer: Any, index: Any, value: Any) -> Any:
-    """Put sixteen values at `pointer[index]` and on; into uint8 and uint16 go the lowest bits of each."""
-    del typingctx
-    element = pointer.dtype
-    if value is not _LANE_OF[element]:
-        return None
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        memory = ir.VectorType(context.get_value_type(element), LANES)
-        address = builder.bitcast(_address(builder, args[0], args[1]), memory.as_pointer())
-        given = builder.trunc(args[2], memory) if element.bitwidth < 32 else args[2]
-        builder.store(given, address, align=element.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp, value), emit
-
-
-@intrinsic
-def gather(typingctx: Any, pointer: Any, index: Any) -> Any:
-    """Return `pointer[index]` for sixteen indices `index` (`I`): `F` of float32, `I` of int32 or uint8."""
-    del typingctx
-    element = pointer.dtype
-    if index is not I:
-        return None
-    kind = _LANE_OF[element]
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        # One load per lane: on the processors measured no slower than a gather instruction.
-        base, places = args
-        gathered = ir.Constant(_VECTOR[kind.kind], ir.Undefined)
-        for lane in range(LANES):
-            place = builder.sext(builder.extract_element(places, _i32(lane)), _i64)
-            value = builder.load(_address(builder, base, place))
-            if element == types.uint8:
-                value = builder.zext(value, _i32)
-            gathered = builder.insert_element(gathered, value, _i32(lane))
-        return gathered
-
-    return kind(pointer, index), emit
-
-
 @intrinsic
 def lane(typingctx: Any, value: Any, number: Any) -> Any:
     """Return one lane as a scalar (float32, int32 or boolean)."""
@@ -399,139 +337,6 @@ def lane(typingctx: Any, value: Any, number: Any) -> Any:
         return builder.extract_element(args[0], builder.trunc(args[1], _i32))
 
     return scalar(value, types.int64), emit
-
-
-def _room(name: str, element: Any) -> Any:
-    def typed(typingctx: Any, count: Any) -> Any:
-        del typingctx
-        if not isinstance(count, types.IntegerLiteral):
-            return None
-
-        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            size = ir.Constant(_i64, count.literal_value)
-            with builder.goto_entry_block():
-                room = builder.alloca(context.get_value_type(element), size=size)
-            room.align = 64
-            return room
-
-        return types.CPointer(element)(count), emit
-
-    typed.__name__ = name
-    return intrinsic(prefer_literal=True)(typed)
-
-
-# Room on the stack for a literal number of values, not set to anything, gone when the kernel returns.
-floats = _room("floats", types.float32)
-ints = _room("ints", types.int32)
-byte_room = _room("byte_room", types.uint8)
-
-
-@intrinsic
-def move(typingctx: Any, pointer: Any, distance: Any) -> Any:
-    """Return the pointer `distance` elements further on."""
-    del typingctx
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _address(builder, args[0], args[1])
-
-    return pointer(pointer, types.int64), emit
-
-
-def _pointer_cast(name: str, result: Any, element: Any) -> Any:
-    def typed(typingctx: Any, pointer: Any) -> Any:
-        del typingctx
-
-        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.bitcast(args[0], element.as_pointer())
-
-        return result(pointer), emit
-
-    typed.__name__ = name
-    return intrinsic(typed)
-
-
-# Pointers to the same memory as uint8, uint16 and float32.
-as_bytes = _pointer_cast("as_bytes", BytePointer, _i8)
-as_halves = _pointer_cast("as_halves", HalfPointer, _i16)
-as_floats = _pointer_cast("as_floats", FloatPointer, _f32)
-
-
-def _extreme(name: str, sign: str, magnitude: bool) -> Any:
-    def typed(typingctx: Any, source: Any, stride: Any) -> Any:
-        del typingctx
-
-        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            source, stride = args
-            vector = _VECTOR["F"]
-
-            def better(a: Any, b: Any) -> Any:
-                return builder.select(builder.fcmp_ordered(sign, a, b), a, b)
-
-            def row(j: int, half: int) -> Any:
-                place = builder.add(builder.mul(stride, _i64(j)), _i64(half * LANES))
-                address = builder.bitcast(_address(builder, source, place), vector.as_pointer())
-                value = builder.load(address, align=4)
-                return _llvm(builder, f"llvm.fabs.v{LANES}f32", vector, [value]) if magnitude else value
-
-            def reduce(first: int, count: int) -> Any:
-                """Put `count` rows into one vector, the lanes of which are shared out among them in order."""
-                if count == 1:
-                    return better(row(first, 0), row(first, 1))
-                run = LANES // count
-                a, b = reduce(first, count // 2), reduce(first + count // 2, count // 2)
-                lanes = [k for k in range(2 * LANES) if k // run % 2 == 0]
-                left = ir.Constant(ir.VectorType(_i32, LANES), lanes)
-                right = ir.Constant(ir.VectorType(_i32, LANES), [k + run for k in lanes])
-                return better(builder.shuffle_vector(a, b, left), builder.shuffle_vector(a, b, right))
-
-            return reduce(0, LANES)
-
-        return F(source, types.int64), emit
-
-    typed.__name__ = name
-    return intrinsic(typed)
-
-
-# Of 16 rows of 32 float32 from `source` on, `stride` apart: the largest, the smallest and the largest
-# magnitude of each, row `j` in lane `j`. Of 0.0 and -0.0 either may come out.
-row_largest = _extreme("row_largest", ">", magnitude=False)
-row_smallest = _extreme("row_smallest", "<", magnitude=False)
-row_magnitude = _extreme("row_magnitude", ">", magnitude=True)
-
-
-@intrinsic
-def transpose(typingctx: Any, source: Any, stride: Any, target: Any) -> Any:
-    """Turn 16 rows of 16 float32, `stride` apart, into columns: `target[16 * i + j]` is `i` of row `j`."""
-    del typingctx
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source, stride, target = args
-        four, eight = (ir.VectorType(_f32, n).as_pointer() for n in (4, 8))
-
-        def mixed(a: Any, b: Any, places: list[int]) -> Any:
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_i32, 8), places))
-
-        def quarter(row: int, column: int) -> Any:
-            at = builder.add(builder.mul(stride, _i64(row)), _i64(column))
-            return builder.load(builder.bitcast(_address(builder, source, at), four), align=4)
-
-        def halves(a: Any, b: Any) -> tuple[Any, Any]:
-            return mixed(a, b, [0, 8, 1, 9, 4, 12, 5, 13]), mixed(a, b, [2, 10, 3, 11, 6, 14, 7, 15])
-
-        # Four columns of eight rows at a time, rows 0-3 in the lower and 4-7 in the upper half of a vector:
-        # nothing crosses the halves, so that AVX2 needs one instruction for each step.
-        for top in (0, 8):
-            for left in range(0, LANES, 4):
-                pairs = [(quarter(top + j, left), quarter(top + j + 4, left)) for j in range(4)]
-                rows = [mixed(upper, lower, list(range(8))) for upper, lower in pairs]
-                low, high = halves(rows[0], rows[2]), halves(rows[1], rows[3])
-                columns = [*halves(low[0], high[0]), *halves(low[1], high[1])]
-                for i, column in enumerate(columns):
-                    spot = _address(builder, target, _i64((left + i) * LANES + top))
-                    builder.store(column, builder.bitcast(spot, eight), align=4)
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64, target), emit
 
 
 @intrinsic

@@ -28,11 +28,13 @@ from typing import Any
 
 from quantcore.cores import usable_cores
 from quantcore.errors import MissingEngine
+from quantcore.kernels.llvm import MISSING, host_machine, open_binding
 from quantcore.kernels.machine import NotLoadable, load_object, processor
 from quantcore.kernels.status import check
 
 _FOLDER = Path(__file__).parent
-_COMPILED = ("common", "compiler", "lanes", "status")  # what goes into machine code beside the kernels
+# What goes into machine code beside the kernels.
+_COMPILED = ("common", "compiler", "lanes", "llvm", "memory", "shuffles", "status")
 _INDEX = "index.json"
 UNUSED_SECONDS = 90 * 86400
 _FORM = ctypes.CFUNCTYPE(
@@ -40,7 +42,6 @@ _FORM = ctypes.CFUNCTYPE(
     *(ctypes.c_void_p, ctypes.c_void_p),  # where the result and an exception go
     *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
 )
-MISSING = "compiled kernels need numba: pip install 'quanthub[jit]'"
 REPAIR = "`quantcore kernels --build` compiles them anew"
 
 Say = Callable[[str], None]
@@ -58,22 +59,6 @@ def entry_name(format_name: str, *, weighted: bool) -> str:
 def reader_name(type_name: str) -> str:
     """Return the name in the index of what reads a type of floats."""
     return f"{_READER}{type_name}"
-
-
-def open_binding() -> Any:
-    try:
-        from llvmlite import binding
-    except ImportError as exc:
-        raise MissingEngine(MISSING) from exc
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    return binding
-
-
-def host_machine(binding: Any) -> Any:
-    target = binding.Target.from_default_triple()
-    features = binding.get_host_cpu_features().flatten()
-    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3)
 
 
 def cache_root() -> Path:

@@ -9,19 +9,8 @@ import numpy as np
 from quantcore.kernels.common import clamp, larger
 from quantcore.kernels.cpu._linesearch import over
 from quantcore.kernels.cpu._ratiosearch import NOTHING, signed_peak
-from quantcore.kernels.lanes import (
-    absolute,
-    all_of,
-    any_of,
-    load,
-    move,
-    nearest,
-    part,
-    shared,
-    splat,
-    store,
-    where,
-)
+from quantcore.kernels.lanes import absolute, all_of, any_of, nearest, part, shared, splat, where
+from quantcore.kernels.memory import load, move, store
 
 WALKS = 5
 

@@ -8,19 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantcore.kernels.lanes import (
-    any_of,
-    floats,
-    load,
-    move,
-    ones,
-    part,
-    shared,
-    splat,
-    splat_int,
-    store,
-    where,
-)
+from quantcore.kernels.lanes import any_of, ones, part, shared, splat, splat_int, where
+from quantcore.kernels.memory import floats, load, move, store
 
 _ZERO = np.float32(0)
 _SHIFT = np.float32(0.125)

@@ -16,21 +16,17 @@ import numpy as np
 from quantcore.kernels.lanes import (
     as_bits,
     float_bits,
-    floats,
-    ints,
     lane_numbers,
-    load,
-    move,
     part,
     root,
     shared,
     smallest_int,
     splat,
     splat_int,
-    store,
     to_float,
     where,
 )
+from quantcore.kernels.memory import floats, ints, load, move, store
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)

@@ -6,18 +6,8 @@ import numpy as np
 
 from quantcore.kernels.common import larger
 from quantcore.kernels.cpu._gridsearch import nearest_lanes
-from quantcore.kernels.lanes import (
-    any_of,
-    floats,
-    load,
-    ones,
-    shared,
-    splat,
-    splat_int,
-    store,
-    to_float,
-    where,
-)
+from quantcore.kernels.lanes import any_of, ones, shared, splat, splat_int, to_float, where
+from quantcore.kernels.memory import floats, load, store
 
 WALKS = 5
 GROUP = 32

@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 
 from quantcore.kernels.common import clamp, larger, smaller
-from quantcore.kernels.lanes import absolute, load, move, nearest, part, shared, splat, store, where
+from quantcore.kernels.lanes import absolute, nearest, part, shared, splat, where
+from quantcore.kernels.memory import load, move, store
 
 SETS = 2
 

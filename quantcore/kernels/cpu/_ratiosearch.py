@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from quantcore.kernels.common import clamp
-from quantcore.kernels.lanes import absolute, load, nearest, part, shared, splat, store, where
+from quantcore.kernels.lanes import absolute, nearest, part, shared, splat, where
+from quantcore.kernels.memory import load, store
 
 # Below this magnitude a group counts as zero.
 NOTHING = np.float32(1e-15)

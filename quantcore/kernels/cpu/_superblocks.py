@@ -12,7 +12,9 @@ from functools import cache
 import numpy as np
 
 from quantcore.kernels.common import padded
-from quantcore.kernels.lanes import floats, load, move, part, root, shared, splat, store, transpose
+from quantcore.kernels.lanes import part, root, shared, splat
+from quantcore.kernels.memory import floats, load, move, store
+from quantcore.kernels.shuffles import transpose
 
 SUPER = 256
 BATCH = 16

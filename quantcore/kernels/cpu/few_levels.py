@@ -8,21 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from quantcore.kernels.common import fits, half_bits, half_lanes, larger, padded
-from quantcore.kernels.lanes import (
-    absolute,
-    as_halves,
-    bits_of,
-    floats,
-    ints,
-    load,
-    move,
-    ones,
-    part,
-    shared,
-    splat,
-    store,
-    transpose,
-)
+from quantcore.kernels.lanes import absolute, bits_of, ones, part, shared, splat
+from quantcore.kernels.memory import as_halves, floats, ints, load, move, store
+from quantcore.kernels.shuffles import transpose
 from quantcore.kernels.status import FINE, TOO_LARGE
 
 _ZERO = np.float32(0)

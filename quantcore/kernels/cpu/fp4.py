@@ -10,24 +10,17 @@ from quantcore.kernels.lanes import (
     any_of,
     as_bits,
     bits_of,
-    byte_room,
     cut,
-    floats,
     from_bits,
-    gather,
-    ints,
-    load,
-    move,
     ones,
     part,
-    row_magnitude,
     shared,
     splat,
-    store,
     to_float,
-    transpose,
     where,
 )
+from quantcore.kernels.memory import byte_room, floats, gather, ints, load, move, store
+from quantcore.kernels.shuffles import row_magnitude, transpose
 from quantcore.kernels.status import FINE, TOO_SMALL
 
 _ZERO = np.float32(0)

@@ -7,24 +7,8 @@ import numpy as np
 from quantcore.kernels.common import half_bits, larger
 from quantcore.kernels.cpu._divisions import BORDER, halves_search, ranking, whole_search
 from quantcore.kernels.cpu._superblocks import BATCH, SUPER, batch, gathering, square_sums, weigh
-from quantcore.kernels.lanes import (
-    absolute,
-    as_bytes,
-    as_halves,
-    floats,
-    gather,
-    ints,
-    load,
-    move,
-    ones,
-    part,
-    shared,
-    splat,
-    splat_int,
-    store,
-    to_float,
-    where,
-)
+from quantcore.kernels.lanes import absolute, ones, part, shared, splat, splat_int, to_float, where
+from quantcore.kernels.memory import as_bytes, as_halves, floats, gather, ints, load, move, store
 from quantcore.kernels.status import FINE, TOO_LARGE
 
 _ZERO = np.float32(0)

@@ -9,11 +9,6 @@ from quantcore.kernels.cpu._superblocks import SUPER, batch, square_sums, weigh
 from quantcore.kernels.lanes import (
     absolute,
     any_of,
-    as_halves,
-    floats,
-    ints,
-    load,
-    move,
     nearest,
     ones,
     part,
@@ -21,11 +16,11 @@ from quantcore.kernels.lanes import (
     shared,
     splat,
     splat_int,
-    store,
     to_int,
-    transpose,
     where,
 )
+from quantcore.kernels.memory import as_halves, floats, ints, load, move, store
+from quantcore.kernels.shuffles import transpose
 from quantcore.kernels.status import FINE, TOO_LARGE
 
 _ZERO = np.float32(0)

@@ -15,21 +15,8 @@ from quantcore.kernels.common import half_bits, larger
 from quantcore.kernels.cpu._gridsearch import Rule, fitting, odd_code
 from quantcore.kernels.cpu._gridstart import starting
 from quantcore.kernels.cpu._superblocks import BATCH, SUPER, batch, gathering, square_sums, weigh
-from quantcore.kernels.lanes import (
-    absolute,
-    any_of,
-    as_halves,
-    bits_of,
-    floats,
-    ints,
-    largest,
-    load,
-    move,
-    part,
-    shared,
-    splat,
-    store,
-)
+from quantcore.kernels.lanes import absolute, any_of, bits_of, largest, part, shared, splat
+from quantcore.kernels.memory import as_halves, floats, ints, load, move, store
 from quantcore.kernels.status import FINE, SQUARES, TOO_LARGE
 
 _ZERO = np.float32(0)

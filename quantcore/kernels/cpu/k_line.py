@@ -33,21 +33,8 @@ from quantcore.kernels.cpu._superblocks import (
     two_bit_plane,
     weigh,
 )
-from quantcore.kernels.lanes import (
-    absolute,
-    as_halves,
-    cut,
-    floats,
-    ints,
-    load,
-    move,
-    nearest,
-    part,
-    root,
-    shared,
-    splat,
-    store,
-)
+from quantcore.kernels.lanes import absolute, cut, nearest, part, root, shared, splat
+from quantcore.kernels.memory import as_halves, floats, ints, load, move, store
 from quantcore.kernels.status import FINE
 
 _ZERO = np.float32(0)

@@ -21,21 +21,8 @@ from quantcore.kernels.cpu._superblocks import (
     two_bit_plane,
     weigh,
 )
-from quantcore.kernels.lanes import (
-    absolute,
-    as_halves,
-    cut,
-    floats,
-    ints,
-    load,
-    move,
-    nearest,
-    part,
-    shared,
-    splat,
-    store,
-    where,
-)
+from quantcore.kernels.lanes import absolute, cut, nearest, part, shared, splat, where
+from quantcore.kernels.memory import as_halves, floats, ints, load, move, store
 from quantcore.kernels.status import FINE
 
 _ZERO = np.float32(0)

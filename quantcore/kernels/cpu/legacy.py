@@ -13,24 +13,17 @@ from quantcore.kernels.common import fits, half_lanes, padded, smaller
 from quantcore.kernels.lanes import (
     absolute,
     any_of,
-    as_halves,
     bits_of,
     cut,
-    floats,
-    ints,
     lane,
-    load,
-    move,
     part,
-    row_largest,
-    row_magnitude,
-    row_smallest,
     shared,
     splat,
-    store,
     where,
     with_sign,
 )
+from quantcore.kernels.memory import as_halves, floats, ints, load, move, store
+from quantcore.kernels.shuffles import row_largest, row_magnitude, row_smallest
 from quantcore.kernels.status import FINE
 
 _ZERO = np.float32(0)

@@ -7,33 +7,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantcore.kernels.common import clamp, half_lanes, larger, smaller
+from quantcore.kernels.common import half_lanes
+from quantcore.kernels.cpu._linesearch import (
+    INVERSE,
+    MINIMUM,
+    ORIGIN,
+    SCALE,
+    SETS,
+    STATE,
+    line_search,
+    round_above,
+)
+from quantcore.kernels.cpu._ratiosearch import ratio_search, rounding
 from quantcore.kernels.lanes import (
-    absolute,
-    any_of,
-    as_halves,
-    byte_room,
     cut,
-    floats,
-    ints,
-    load,
-    move,
-    nearest,
     part,
     root,
     shared,
     splat,
     splat_int,
-    store,
-    transpose,
     where,
 )
+from quantcore.kernels.memory import as_halves, byte_room, floats, ints, load, move, store
+from quantcore.kernels.shuffles import transpose
 from quantcore.kernels.status import FINE, TOO_LARGE
 
 _ZERO = np.float32(0)
-_ONE = np.float32(1)
-_INFINITE = np.float32(np.inf)
-_NOTHING = np.float32(1e-15)  # blocks below this magnitude count as zero
+_COLUMNS = SETS * 512  # sixteen blocks of 32 for each set
+_STATES = SETS * STATE
+_HALVES = SETS * 32
 
 
 @shared
@@ -123,154 +125,62 @@ def packing(levels: int, signed: bool):
     return size, pack
 
 
-def ratio_search(half: int):
-    """Return the search of `quantcore.methods.kquant.scale_by_ratio` over 16 columns of 32."""
-    lowest = np.float32(-half)
-    top = np.float32(half - 1)
+def scales_of(levels: int):
+    """Return what fits `SETS` times 16 columns of 32 by a scale: codes and scales, as float16 bits."""
+    half = levels // 2
+    search = ratio_search(32, half)
+    round_signed = rounding(half)
     middle = np.float32(half)
-    steps = [i for i in range(-9, 10) if i != 0]
-    reach = np.array(
-        [np.float32(-half), *(-(np.float32(half) + np.float32(0.1) * np.float32(i)) for i in steps)],
-        dtype=np.float32,
-    )
-    tries = len(reach)
 
     @shared
-    def search(x, w, codes):
-        """Return the scales; `codes` becomes the codes that won."""
-        wx = floats(512)
-        peak = splat(_ZERO)
-        size = splat(_ZERO)
-        for i in range(32):
-            xi = load(x, 16 * i)
-            store(wx, 16 * i, load(w, 16 * i) * xi)
-            above = absolute(xi) > size
-            peak = where(above, xi, peak)
-            size = where(above, absolute(xi), size)
-        scale = splat(_ZERO)
-        best = splat(_ZERO)
-        inverse = splat(_ZERO)
-        for t in range(tries):
-            trial = reach[t] / peak
-            sum_lx = splat(_ZERO)
-            sum_l2 = splat(_ZERO)
-            for i in range(32):
-                code = clamp(nearest(trial * load(x, 16 * i)), lowest, top)
-                sum_lx = sum_lx + load(wx, 16 * i) * code
-                sum_l2 = sum_l2 + load(w, 16 * i) * code * code
-            if t == 0:
-                # The first try counts even if it explains nothing.
-                scale = where(sum_l2 != _ZERO, sum_lx / sum_l2, _ZERO)
-                best = scale * sum_lx
-                inverse = trial
-            else:
-                wins = (sum_l2 > _ZERO) & (sum_lx * sum_lx > best * sum_l2)
-                if any_of(wins):
-                    ratio = sum_lx / sum_l2
-                    scale = where(wins, ratio, scale)
-                    best = where(wins, ratio * sum_lx, best)
-                    inverse = where(wins, trial, inverse)
-        nothing = size < _NOTHING
-        for i in range(32):
-            code = clamp(nearest(inverse * load(x, 16 * i)), lowest, top) + middle
-            store(codes, 16 * i, where(nothing, _ZERO, code))
-        return where(nothing, _ZERO, scale)
+    def encode(x, w, codes, halves):
+        fit = floats(32)
+        for k in range(SETS):
+            at = 512 * k
+            # What the search needs as room becomes the codes.
+            search(move(x, at), move(w, at), move(codes, at), fit)
+            inverse = load(fit, 16)
+            for i in range(at, at + 512, 16):
+                code = round_signed(load(x, i), inverse) + middle
+                store(codes, i, where(inverse == _ZERO, _ZERO, code))
+            store(halves, 32 * k, half_lanes(load(fit, 0)))
 
-    return search
+    return encode
 
 
-def line_search(top_code: int):
-    """Return the search of `quantcore.methods.kquant.scale_and_minimum` over 16 columns of 32."""
-    top = np.float32(top_code)
-    reach = np.array(
-        [np.float32(-0.9) + np.float32(0.05) * np.float32(i) + np.float32(top_code) for i in range(37)],
-        dtype=np.float32,
-    )
-    tries = len(reach)
-
-    @part
-    def over(number, span):
-        """Return number / span; where that overflows 0, with which all codes become 0."""
-        inverse = number / span
-        return where(inverse == _INFINITE, _ZERO, inverse)
+def lines_of(levels: int):
+    """Return what fits `SETS` times 16 columns of 32 by scale and minimum, as `scales_of` does."""
+    search = line_search(32, by_magnitude=False)
+    top = np.float32(levels - 1)
 
     @shared
-    def search(x, w, codes, out):
-        """Put scales and minima into `out`; `codes` becomes the codes that won."""
-        low = load(x, 0)
-        high = low
-        sum_w = load(w, 0)
-        sum_x = sum_w * low
-        for i in range(1, 32):
-            xi = load(x, 16 * i)
-            wi = load(w, 16 * i)
-            low = smaller(low, xi)
-            high = larger(high, xi)
-            sum_w = sum_w + wi
-            sum_x = sum_x + wi * xi
-        minimum = where(low > _ZERO, _ZERO, low)
-        flat = high <= minimum
-        start = minimum
-        inverse = over(top, high - minimum)
-        scale = over(_ONE, inverse)
-        error = splat(_ZERO)
-        for i in range(32):
-            xi = load(x, 16 * i)
-            code = clamp(nearest(inverse * (xi - minimum)), _ZERO, top)
-            diff = scale * code + minimum - xi
-            error = error + load(w, 16 * i) * (diff * diff)
-        for t in range(tries):
-            trial = over(reach[t], high - minimum)
-            sum_l = splat(_ZERO)
-            sum_l2 = splat(_ZERO)
-            sum_xl = splat(_ZERO)
-            for i in range(32):
-                xi = load(x, 16 * i)
-                code = clamp(nearest(trial * (xi - minimum)), _ZERO, top)
-                store(codes, 16 * i, code)
-                wl = load(w, 16 * i) * code
-                sum_l = sum_l + wl
-                sum_l2 = sum_l2 + wl * code
-                sum_xl = sum_xl + wl * xi
-            determinant = sum_w * sum_l2 - sum_l * sum_l
-            new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-            new_minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-            above = new_minimum > _ZERO
-            new_minimum = where(above, _ZERO, new_minimum)
-            new_scale = where(above, sum_xl / sum_l2, new_scale)
-            new_error = splat(_ZERO)
-            for i in range(32):
-                diff = new_scale * load(codes, 16 * i) + new_minimum - load(x, 16 * i)
-                new_error = new_error + load(w, 16 * i) * (diff * diff)
-            wins = (determinant > _ZERO) & (new_error < error)
-            start = where(wins, minimum, start)
-            inverse = where(wins, trial, inverse)
-            error = where(wins, new_error, error)
-            scale = where(wins, new_scale, scale)
-            minimum = where(wins, new_minimum, minimum)
-        for i in range(32):
-            code = clamp(nearest(inverse * (load(x, 16 * i) - start)), _ZERO, top)
-            store(codes, 16 * i, where(flat, _ZERO, code))
-        store(out, 0, where(flat, _ZERO, scale))
-        store(out, 16, minimum)
+    def encode(x, w, codes, halves):
+        state = floats(_STATES)
+        search(x, w, codes, state, top, np.float32(-0.9), np.float32(0.05), 36)
+        for k in range(SETS):
+            found = move(state, k * STATE)
+            inverse = load(found, INVERSE)
+            origin = load(found, ORIGIN)
+            for i in range(512 * k, 512 * k + 512, 16):
+                store(codes, i, round_above(load(x, i), origin, inverse, top))
+            store(halves, 32 * k, half_lanes(load(found, SCALE)))
+            store(halves, 32 * k + 16, half_lanes(load(found, MINIMUM)))
 
-    return search
+    return encode
 
 
 def kernel_of(levels: int, signed: bool):
     """Return the kernel of one of the four types."""
     size, pack = packing(levels, signed)
-    ratio = ratio_search(levels // 2)
-    line = line_search(levels - 1)
+    encode = scales_of(levels) if signed else lines_of(levels)
 
     @shared
     def kernel(x, n_rows, row_length, importance, tables, out):
         means = floats(16)
-        columns = floats(512)
-        w = floats(512)
-        codes = floats(512)
-        fit = floats(32)
-        halves = ints(32)
+        columns = floats(_COLUMNS)
+        w = floats(_COLUMNS)
+        codes = floats(_COLUMNS)
+        halves = ints(_HALVES)
         per_row = row_length // 32
         status = FINE
         for top_row in range(0, n_rows, 16):
@@ -278,22 +188,24 @@ def kernel_of(levels: int, signed: bool):
             source = move(x, top_row * row_length)
             target = move(out, top_row * per_row * size)
             mean_squares(source, rows, row_length, means)
-            for first in range(0, rows * per_row, 16):
-                blocks = min(16, rows * per_row - first)
-                gather_blocks(source, importance, means, first, blocks, row_length, columns, w)
-                if signed:
-                    d = ratio(columns, w, codes)
-                else:
-                    line(columns, w, codes, fit)
-                    d = load(fit, 0)
-                    store(halves, 16, half_lanes(load(fit, 16)))
-                store(halves, 0, half_lanes(d))
-                for b in range(blocks):
-                    if (halves[b] & 0x7C00) == 0x7C00:
-                        status = TOO_LARGE
-                    if not signed and (halves[16 + b] & 0x7C00) == 0x7C00:
-                        status = TOO_LARGE
-                pack(codes, halves, blocks, move(target, first * size))
+            for start in range(0, rows * per_row, SETS * 16):
+                for k in range(SETS):
+                    first = start + 16 * k
+                    blocks = rows * per_row - first
+                    at = 512 * k
+                    part_x, part_w = move(columns, at), move(w, at)
+                    gather_blocks(source, importance, means, first, blocks, row_length, part_x, part_w)
+                encode(columns, w, codes, halves)
+                for k in range(SETS):
+                    first = start + 16 * k
+                    blocks = min(16, rows * per_row - first)
+                    found = move(halves, 32 * k)
+                    for b in range(blocks):
+                        if (found[b] & 0x7C00) == 0x7C00:
+                            status = TOO_LARGE
+                        if not signed and (found[16 + b] & 0x7C00) == 0x7C00:
+                            status = TOO_LARGE
+                    pack(move(codes, 512 * k), found, blocks, move(target, first * size))
         return status
 
     return kernel

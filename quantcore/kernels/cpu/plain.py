@@ -13,19 +13,14 @@ from quantcore.kernels.lanes import (
     absolute,
     any_of,
     as_bits,
-    as_floats,
-    as_halves,
-    floats,
     from_bits,
-    ints,
-    load,
     part,
     shared,
     splat,
     splat_int,
-    store,
     where,
 )
+from quantcore.kernels.memory import as_floats, as_halves, floats, ints, load, store
 from quantcore.kernels.status import BEYOND_BF16, BEYOND_F16, FINE, NOT_FINITE
 
 _REBIAS = np.float32(2.0**112)

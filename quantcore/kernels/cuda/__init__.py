@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from quantcore.arrays import namespace
+from quantcore.errors import MissingEngine
 from quantcore.formats import Format, to_float
 from quantcore.formats.base import BlockFormat, Bytes
 from quantcore.kernels.cuda.stream import Lanes
@@ -121,7 +122,10 @@ class CudaKernels:
         self._lanes = Lanes(self.xp)
 
     def find(self, format_name: str, *, weighted: bool) -> CudaKernel | None:
-        """Return the kernel of a format, compiled; None where there is none."""
+        """Return the kernel of a format, compiled; None where there is none.
+
+        Raises `MissingEngine` where the toolkit at hand cannot compile it.
+        """
         entry = entries().get((format_name, weighted))
         return None if entry is None else CudaKernel(entry, self._module(entry.file), self.xp)
 
@@ -148,5 +152,11 @@ class CudaKernels:
     def _module(self, file: str) -> Any:
         with self._lock:
             if file not in self._modules:
-                self._modules[file] = self.xp.RawModule(code=source(file), options=OPTIONS, backend="nvrtc")
+                module = self.xp.RawModule(code=source(file), options=OPTIONS, backend="nvrtc")
+                try:
+                    module.compile()
+                except self.xp.cuda.compiler.CompileException as exc:
+                    why = str(exc).strip().partition("\n")[0]
+                    raise MissingEngine(f"the CUDA kernels of {file} could not be compiled: {why}") from exc
+                self._modules[file] = module
             return self._modules[file]

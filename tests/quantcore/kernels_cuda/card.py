@@ -64,6 +64,9 @@ class Module:
         self._lock = Lock()
         self._block = ctypes.c_int.in_dll(self._library, "blockIdx")
 
+    def compile(self):
+        pass
+
     def get_function(self, name):
         function = getattr(self._library, name)
 
@@ -75,6 +78,10 @@ class Module:
                     function(*map(as_c, arguments))
 
         return launch
+
+
+class CompileException(Exception):
+    """What cupy raises for text that its compiler refuses."""
 
 
 class Array(np.ndarray):
@@ -115,7 +122,11 @@ class Card:
     """What the module cupy is here."""
 
     RawModule = Module
-    cuda = SimpleNamespace(Stream=Stream, alloc_pinned_memory=Pinned)
+    cuda = SimpleNamespace(
+        Stream=Stream,
+        alloc_pinned_memory=Pinned,
+        compiler=SimpleNamespace(CompileException=CompileException),
+    )
 
     def empty(self, shape, dtype):
         return np.full(shape, 85, dtype).view(Array)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantcore.errors import MissingEngine
 from quantcore.formats import formats, get_format
-from quantcore.kernels.cuda import entries, source
-from tests.quantcore.kernels_cuda.card import compiled, needs_compiler
+from quantcore.kernels.cuda import CudaKernels, entries, source
+from tests.quantcore.kernels_cuda.card import Card, CompileException, Module, compiled, needs_compiler
 
 FILES = sorted({entry.file for entry in entries().values()})
 NVCC = shutil.which("nvcc")
@@ -45,6 +46,21 @@ def test_kernels_compile_for_a_card_and_fuse_nothing(file, tmp_path):
         re.findall(r"\.entry (\w+)\(", text)
     )
     assert not re.findall(r"\bfma\.|\.ftz|\.approx", text)
+
+
+def test_a_toolkit_that_cannot_compile_is_named_as_the_reason():
+    class Refusing(Module):
+        def __init__(self, **_):
+            pass
+
+        def compile(self):
+            raise CompileException("catastrophic error: no such architecture\nmore")
+
+    card = Card()
+    card.RawModule = Refusing
+
+    with pytest.raises(MissingEngine, match=r"iq4\.cu could not be compiled: .*no such architecture$"):
+        CudaKernels(card).find("IQ4_NL", weighted=False)
 
 
 @needs_compiler
