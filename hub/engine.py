@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,6 +41,11 @@ Tell = Callable[[dict[str, Any]], None]
 LONGEST_LIST = 16
 N_CTX, N_PROMPT, N_GENERATED = 512, 512, 128
 PACKAGES = ("quanthub", "numpy", "gguf")
+MATRIX = (
+    "an importance matrix of the model, which this hub does not make yet. "
+    "Q2_K is small and needs none; `quantcore quantize --imatrix` takes one from llama-imatrix."
+)
+PREVIEW = 2  # the form in which previews are kept
 
 
 class EngineError(Exception):
@@ -71,7 +76,8 @@ class NoEngine(EngineError):
 class LevelInfo:
     """A level as the pages show it. `bits` is what its base type costs per weight, scales included.
 
-    `usual` marks the one to offer first, `special` those for models that were trained with such weights.
+    `usual` marks the one to offer first, `special` those for models that were trained with such weights,
+    `legacy` those that better ones superseded.
     """
 
     name: str
@@ -81,15 +87,22 @@ class LevelInfo:
     bits: float
     usual: bool = False
     special: bool = False
+    legacy: bool = False
 
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What a quant will weigh, known before any work."""
+    """What a quant will weigh, known before any work.
+
+    `same_as` is a level before it that gives every tensor of this model the same type; `unchanged` says that
+    every tensor has that type already.
+    """
 
     file_bytes: int
     bpw: float
     warnings: tuple[str, ...] = ()
+    same_as: str = ""
+    unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,11 +149,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second, how they were measured, and by what."""
+    """Tokens per second, how they were measured, and by what.
+
+    `others` is the share of the processors, 0 to 1, that other programs used meanwhile, if that is known.
+    """
 
     figure: Figure
     method: dict[str, Any]
     engine: dict[str, Any]
+    others: float | None = None
 
 
 @contextmanager
@@ -156,16 +173,23 @@ def translated() -> Iterator[None]:
         raise (WorthRetry if exc.retryable else EngineError)(str(exc)) from exc
 
 
+def is_quantized(tensor_type: str) -> bool:
+    """Return whether a type of tensors is one that quantizing made."""
+    return quantcore.is_quantized(tensor_type)
+
+
 @lru_cache(maxsize=1)
 def levels() -> tuple[LevelInfo, ...]:
-    """Return every level that can be asked for, smallest first."""
+    """Return every level that can be asked for, from the largest file to the smallest."""
     known, unavailable = quantcore.all_formats(), unavailable_levels()
-    found = [
-        LevelInfo(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits, r.usual, r.special)
+    return tuple(
+        LevelInfo(
+            *(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits),
+            *(r.usual, r.special, r.legacy),
+        )
         for r in quantcore.all_recipes().values()
         if r.name not in unavailable
-    ]
-    return tuple(sorted(found, key=lambda level: level.bits))
+    )
 
 
 @lru_cache(maxsize=1)
@@ -174,13 +198,20 @@ def unavailable_levels() -> Mapping[str, str]:
     known, found = quantcore.all_formats(), {}
     for recipe in quantcore.all_recipes().values():
         if recipe.needs_imatrix:
-            found[recipe.name] = (
-                f"{recipe.name} takes an importance matrix of the model, which this hub does not make yet. "
-                "Q2_K is small and needs none; the command line takes one with --imatrix."
-            )
+            found[recipe.name] = f"{recipe.name} takes {MATRIX}"
         elif recipe.base not in known or not known[recipe.base].can_quantize:
             found[recipe.name] = f"This version cannot make {recipe.name} yet."
     return found
+
+
+def why_unavailable(names: Sequence[str]) -> list[str]:
+    """Return why levels cannot be asked for here, in sentences; a reason that several share is said once."""
+    reasons = unavailable_levels()
+    lacking = [name for name in names if reasons.get(name, "").endswith(MATRIX)]
+    found = [reasons[name] for name in names if name in reasons and name not in lacking]
+    if len(lacking) > 1:
+        return [f"{', '.join(lacking[:-1])} and {lacking[-1]} take {MATRIX}", *found]
+    return [*(reasons[name] for name in lacking), *found]
 
 
 def fingerprint(level: str, options: Mapping[str, Any] | None = None) -> str:
@@ -255,7 +286,7 @@ def preview(revision: Revision, level: str) -> PlanSummary:
     path = (
         Path(settings.CACHE_DIR)
         / "previews"
-        / f"{revision.model.name}-{revision.commit}-{_version('quanthub')}.json"
+        / f"{revision.model.name}-{revision.commit}-{_version('quanthub')}-{PREVIEW}.json"
     )
     try:
         known = json.loads(path.read_text())
@@ -269,21 +300,30 @@ def preview(revision: Revision, level: str) -> PlanSummary:
     found = known[level]
     if "refused" in found:
         raise Refused(found["refused"])
-    return PlanSummary(found["file_bytes"], found["bpw"], tuple(found["warnings"]))
+    return PlanSummary(**found | {"warnings": tuple(found["warnings"])})
 
 
 def _all_previews(revision: Revision) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         source = open_source(lay_out(revision, Path(folder)))
-        return {level.name: _preview(source, level.name, Path(folder)) for level in levels()}
+        seen: dict[tuple[str, ...], str] = {}
+        return {level.name: _preview(source, level.name, Path(folder), seen) for level in levels()}
 
 
-def _preview(source: Source, level: str, folder: Path) -> dict[str, Any]:
+def _preview(source: Source, level: str, folder: Path, seen: dict[tuple[str, ...], str]) -> dict[str, Any]:
+    """Return what is kept of a plan; `seen` are the levels before it by what they make of the tensors."""
     try:
         plan = make_plan(source, level)
     except EngineError as exc:
         return {"refused": without_folder(str(exc), folder)}
-    return {"file_bytes": plan.file_bytes, "bpw": plan.bpw, "warnings": list(plan.warnings)}
+    first = seen.setdefault(tuple(tensor.type for tensor in plan.tensors), level)
+    return {
+        "file_bytes": plan.file_bytes,
+        "bpw": plan.bpw,
+        "warnings": list(plan.warnings),
+        "same_as": "" if first == level else first,
+        "unchanged": all(tensor.type == tensor.source_type for tensor in plan.tensors),
+    }
 
 
 def lay_out(revision: Revision, folder: Path) -> Path:
@@ -325,6 +365,11 @@ def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:
 def kernels_missing() -> bool:
     """Return whether compiled kernels would make quants sooner here and are not there yet."""
     return settings.BACKEND == "auto" and quantcore.kernels_missing()
+
+
+def wait_for_kernels() -> None:
+    """Wait while kernels are compiled on this machine: that takes the processors that would be timed."""
+    quantcore.wait_for_kernels()
 
 
 def verify(path: Path, plan: Plan) -> None:
@@ -394,13 +439,16 @@ def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
         "threads": found.threads,
         "memory": dataclasses.asdict(found.memory),
     }
+    if found.others is not None:
+        shared["cpu_used_by_others"] = round(found.others, 2)
     # It says all by itself, such as `xllamacpp 2026.10 (llama.cpp b4711)`.
     name, _, stated = found.engine_version.partition(" ")
     engine = {**versions(), name: stated}
 
     def speed(test: str) -> Speed:
         result = results[test]
-        return Speed(Figure(result.mean, result.stdev), {"test": test, "runs": result.runs, **shared}, engine)
+        method = {"test": test, "runs": result.runs, **shared}
+        return Speed(Figure(result.mean, result.stdev), method, engine, found.others)
 
     return {"pp": speed(f"pp{N_PROMPT}"), "tg": speed(f"tg{N_GENERATED}")}
 

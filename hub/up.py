@@ -56,6 +56,9 @@ def up() -> None:
             while not told():
                 for service in started:
                     service.keep_running(say)
+                if compiler and not compiler.is_running:
+                    say(_compiled(compiler))
+                    compiler = None
                 time.sleep(0.2)
             say("Stopping ...")
         finally:
@@ -222,6 +225,14 @@ def _compile_kernels() -> Service | None:
     service = Service("kernel compiler", command, settings.LOG_DIR / "kernels.log")
     service.start()
     return service
+
+
+def _compiled(compiler: Service) -> str:
+    from hub import engine
+
+    if engine.kernels_missing():
+        return f"The engine's kernels could not be compiled, and it does without. See {compiler.log}"
+    return "The engine's kernels are compiled."
 
 
 def _wait_ready(started: list[Service], told: Callable[[], bool]) -> None:

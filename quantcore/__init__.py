@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantcore import errors
     from quantcore.backends import choose as choose_backend
-    from quantcore.backends import kernels_missing
+    from quantcore.backends import kernels_missing, wait_for_kernels
     from quantcore.evaluate.hardware import hardware
     from quantcore.evaluate.perplexity import Perplexity, compare, perplexity
     from quantcore.evaluate.speed import Speed, bench
     from quantcore.formats import formats as all_formats
+    from quantcore.ggmltypes import is_quantized
     from quantcore.models import open_model
     from quantcore.pipeline import Result, quantize, verify
     from quantcore.plan import Options, Plan, make_plan
@@ -43,12 +44,14 @@ __all__ = [
     "compare",
     "errors",
     "hardware",
+    "is_quantized",
     "kernels_missing",
     "make_plan",
     "open_model",
     "perplexity",
     "quantize",
     "verify",
+    "wait_for_kernels",
 ]
 
 # Where each name lives. It is imported when it is first used: a page that lists levels need not wait for a
@@ -67,12 +70,14 @@ _HOMES = {
     "choose_backend": "backends:choose",
     "compare": "evaluate.perplexity:compare",
     "hardware": "evaluate.hardware:hardware",
+    "is_quantized": "ggmltypes:is_quantized",
     "kernels_missing": "backends:kernels_missing",
     "make_plan": "plan:make_plan",
     "open_model": "models:open_model",
     "perplexity": "evaluate.perplexity:perplexity",
     "quantize": "pipeline:quantize",
     "verify": "pipeline:verify",
+    "wait_for_kernels": "backends:wait_for_kernels",
 }
 
 

@@ -66,6 +66,11 @@ def kernels_missing() -> bool:
     return library.can_build() and not library.is_built()
 
 
+def wait_for_kernels() -> None:
+    """Return once nobody on this machine compiles kernels for this cache."""
+    library.wait()
+
+
 def compile_kernels(say: Say = lambda _text: None) -> library.Library:
     """Return the compiled kernels; compile them first, and hold them to numpy's bytes, where there are none.
 

@@ -208,7 +208,7 @@ class Planner:
             )
         raise NeedsCalibration(
             f"{self.path}: {info.name} as {kind} ({reason}) is noise without an importance matrix; give one "
-            f"that llama-imatrix made of this model, or take a level that needs none"
+            f"that llama-imatrix made of this model (--imatrix), or take a level that needs none"
         )
 
     def _check_possible(self, info: TensorInfo, kind: str) -> None:
@@ -225,7 +225,7 @@ class Planner:
         if is_quantized(info.type) and is_quantized(kind) and not self.options.allow_requantize:
             raise InputError(
                 f"{self.path}: {info.name} is {info.type} already; quantizing it again loses quality: "
-                "start from the full-precision model, or allow requantizing"
+                "start from the full-precision model (or see `quantcore quantize --allow-requantize`)"
             )
 
 

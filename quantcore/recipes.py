@@ -19,7 +19,7 @@ class Recipe:
 
     `needs_imatrix` says that a usual model cannot be made without an importance matrix; `usual` marks the
     level to take when nothing speaks for another, `special` those for models whose weights were trained to be
-    so; `copies` is the one that changes no type.
+    so, `legacy` those that better ones superseded; `copies` is the one that changes no type.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Recipe:
     needs_imatrix: bool = False
     usual: bool = False
     special: bool = False
+    legacy: bool = False
     copies: bool = False
 
 
@@ -54,7 +55,7 @@ _LEVELS: tuple[tuple[str, int, str, str, str], ...] = (
     ("Q4_0", 2, "Q4_0", "4 bit, legacy", "Superseded by Q4_K; the fastest on some processors."),
     (
         *("IQ4_NL", 25, "IQ4_NL", "4 bit, uneven steps"),
-        "As large as Q4_K_S; for models whose rows are no multiple of 256.",
+        "Near Q4_K_S; takes rows that are no multiple of 256 as they are.",
     ),
     ("IQ4_XS", 30, "IQ4_XS", "4 bit, uneven steps, small", "A little smaller than Q4_K_S at like quality."),
     (
@@ -68,10 +69,13 @@ _LEVELS: tuple[tuple[str, int, str, str, str], ...] = (
         27,
         "IQ3_S",
         "3 bit from a grid, medium",
-        "Better than Q3_K_M at its size; slower on processors.",
+        "Better than Q3_K_M with an importance matrix, worse without; slower on processors.",
     ),
     ("Q3_K_S", 11, "Q3_K", "3 bit, small", "Coherence suffers; try a smaller model first."),
-    ("IQ3_S", 26, "IQ3_S", "3 bit from a grid", "Better than Q3_K_S at its size; slower on processors."),
+    (
+        *("IQ3_S", 26, "IQ3_S", "3 bit from a grid"),
+        "Better than Q3_K_S with an importance matrix, worse without; slower on processors.",
+    ),
     ("IQ3_XS", 22, "IQ3_S", "3 bit from a grid, small", "A little smaller than IQ3_S."),
     ("IQ3_XXS", 23, "IQ3_XXS", "3 bit from a grid, smallest", "The least that most models bear well."),
     ("Q2_K", 10, "Q2_K", "2 bit", "Severe loss; only for what otherwise does not fit."),
@@ -91,6 +95,7 @@ _LEVELS: tuple[tuple[str, int, str, str, str], ...] = (
 # What nine in ten take: a third of F16's size at a loss that few notice.
 USUAL = "Q4_K_M"
 _SPECIAL = frozenset({"MXFP4_MOE", "Q2_0", "Q1_0", "TQ2_0", "TQ1_0"})
+_LEGACY = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1"})
 # The type of the output where it is not Q6_K.
 _OUTPUTS = {
     **dict.fromkeys(("Q8_0", "MXFP4_MOE"), "Q8_0"),
@@ -105,7 +110,7 @@ _RECIPES: Mapping[str, Recipe] = MappingProxyType(
         name: Recipe(
             name, title, summary, file_type, base,
             output=_OUTPUTS.get(name, "Q6_K"), needs_imatrix=name in _NEED_IMATRIX, usual=name == USUAL,
-            special=name in _SPECIAL,
+            special=name in _SPECIAL, legacy=name in _LEGACY,
         )
         for name, file_type, base, title, summary in _LEVELS
     }

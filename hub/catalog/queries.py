@@ -11,6 +11,9 @@ from django.shortcuts import get_object_or_404
 from hub.catalog.models import Measurement, Model, ModelQuerySet, Quant, QuantFile, Revision, RevisionFile
 
 Metric = Measurement.Metric
+RUINED = 20.0  # percent of perplexity that a quant may add and still be recommended
+FAR = 10
+LEAST = 0.05  # increases in perplexity that are next to nothing set no scale
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,16 @@ class QuantRow:
 
 @dataclass(frozen=True)
 class Whisker:
-    """Where an increase and its error lie on a scale shared by all rows, in percent of its width."""
+    """Where an increase and its error lie on a scale shared by all rows, in percent of its width.
+
+    `beyond` tells that the scale ends before it.
+    """
 
     zero: float
     low: float
     value: float
     high: float
+    beyond: bool = False
 
     @classmethod
     def over(cls, increase: Measurement, widest: float) -> Whisker:
@@ -132,7 +139,7 @@ class Whisker:
 
         error = increase.deviation or 0.0
         value = increase.value
-        return cls(place(0), place(value - error), place(value), place(value + error))
+        return cls(*(place(0), place(value - error), place(value), place(value + error)), value > widest)
 
 
 @dataclass(frozen=True)
@@ -146,19 +153,25 @@ class ModelCard:
 
     @property
     def lowest_increase(self) -> QuantRow | None:
-        return min(
-            (row for row in self.rows if row.figures.increase),
-            key=lambda row: row.figures.increase.value if row.figures.increase else 0,
-            default=None,
-        )
+        """Return the quant that loses least; of those that are equal within their errors the smallest."""
+        measured = [(row, *_ends(row.figures.increase)) for row in self.rows if row.figures.increase]
+        bound = min((high for _, _, high in measured), default=0.0)
+        equal = [row for row, low, _ in measured if low <= bound]
+        return min(equal, key=lambda row: row.quant.file_bytes, default=None)
 
     @property
     def fastest(self) -> QuantRow | None:
+        """Return the quant that generates fastest, of those that are not ruined."""
         return max(
-            (row for row in self.rows if row.figures.generation),
+            (row for row in self.rows if row.figures.generation and (row.increase_percent or 0) < RUINED),
             key=lambda row: row.figures.generation.value if row.figures.generation else 0,
             default=None,
         )
+
+
+def _ends(increase: Measurement) -> tuple[float, float]:
+    error = increase.deviation or 0.0
+    return increase.value - error, increase.value + error
 
 
 def figures_of(measurements: Iterable[Measurement]) -> Figures:
@@ -183,9 +196,21 @@ def rows_of(revision: Revision) -> list[QuantRow]:
     """Return the quants of a revision, smallest first, on one scale. Wants `with_figures` first."""
     source = figures_of(revision.measurements.all())
     found = [(quant, figures_of(quant.measurements.all())) for quant in revision.quants.all()]
-    ends = [f.increase.value + (f.increase.deviation or 0) for _, f in found if f.increase]
-    widest = max(ends, default=0.0)
+    widest = _scale([f.increase.value + (f.increase.deviation or 0) for _, f in found if f.increase])
     return [QuantRow(quant, figures, source, _main_file(quant), widest) for quant, figures in found]
+
+
+def _scale(ends: list[float]) -> float:
+    """Return where the scale of increases ends: one level that ruins a model must not flatten all others.
+
+    What ends more than `FAR` times as far as the one before it is beyond the scale, and all that follow.
+    """
+    widest = 0.0
+    for end in sorted(ends):
+        if widest > LEAST and end > FAR * widest:
+            break
+        widest = max(widest, end)
+    return widest
 
 
 def row_of(quant: Quant) -> QuantRow:

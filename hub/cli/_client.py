@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ PAUSE_SECONDS = 2.0
 # What a server in front of the hub answers while the hub is away.
 AWAY_STATUS = frozenset({502, 503, 504})
 
+UNSIGNED = "This needs a token: set QUANTHUB_TOKEN or give --token. They are made under your name on the hub."
+
 
 class Client:
     """Calls one hub; every failure is one sentence."""
@@ -27,6 +30,7 @@ class Client:
             raise Failed(f"--server {server}: give an address that begins with http:// or https://")
         self.server = server.rstrip("/")
         self.session = requests.Session()
+        self.has_token = bool(token)
         # As `auth`, not as a header: a ~/.netrc would replace the header.
         self.session.auth = _Bearer(token)
 
@@ -61,6 +65,8 @@ class Client:
             raise Unreachable(f"{self._problem(answer)}. Is the hub running?")
         if answer.ok:
             return self._document(answer)
+        if answer.status_code == HTTPStatus.UNAUTHORIZED and not self.has_token:
+            raise Failed(UNSIGNED)
         raise Failed(self._problem(answer))
 
     def _document(self, answer: requests.Response) -> dict[str, Any]:

@@ -74,6 +74,6 @@ def _warning(taken: Taken) -> str:
     if not taken.is_quantized:
         return ""
     return (
-        f"the tensors are quantized already ({taken.revision.tensor_type}). Quants of this revision "
-        "lose precision twice, and their figures compare with it, not with the original."
+        f"the tensors are quantized already ({taken.revision.tensor_type}). The hub makes full-precision "
+        "forms of them, which win nothing back, and no other levels: for those import the original."
     )

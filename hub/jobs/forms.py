@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from django import forms
 from django.utils.functional import cached_property
@@ -14,6 +15,7 @@ from hub.jobs.models import Job
 from hub.jobs.queries import newest_by_level
 
 FULL_PRECISION = 16
+SHARED = 3  # as many levels with the same warning have it said once, above them all
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Choice:
     refusal: str
     quant: Quant | None
     job: Job | None
+    notes: tuple[str, ...] = ()  # what is to be known of it for this model
 
     @property
     def open(self) -> bool:
@@ -47,14 +50,23 @@ class Choice:
         return bool(self.refusal), not level.usual, kind, -n_bytes, -level.bits
 
 
+@dataclass(frozen=True)
+class Group:
+    """Choices under a heading of their own, folded away unless `open`; those without a title always show."""
+
+    title: str
+    note: str
+    choices: list[Choice]
+    open: bool = False
+
+
 class LevelsField(forms.MultipleChoiceField):
     """Levels by name; one that exists and cannot be made here is refused with the reason."""
 
     def validate(self, value: list[str]) -> None:
-        unavailable = engine.unavailable_levels()
-        for level in value:
-            if level in unavailable:
-                raise forms.ValidationError(unavailable[level])
+        problems = engine.why_unavailable(value)
+        if problems:
+            raise forms.ValidationError(problems)
         super().validate(value)
 
 
@@ -84,12 +96,61 @@ class RequestForm(forms.Form):
             self._choice(level, level.name in asked, quants.get(level.name), jobs.get(level.name))
             for level in engine.levels()
         ]
-        return sorted(found, key=lambda choice: choice.place)
+        shared = _told_often(found)
+        return [
+            replace(choice, notes=_notes(choice, shared))
+            for choice in sorted(found, key=lambda choice: choice.place)
+        ]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Return the choices that most people make, and others by what they are for; empty ones left out."""
+        possible = [choice for choice in self.choices if not choice.refusal]
+        exact = [choice for choice in possible if choice.level.bits >= FULL_PRECISION]
+        special = [choice for choice in possible if choice.level.special and choice not in exact]
+        legacy = [choice for choice in possible if choice.level.legacy]
+        first = [c for c in possible if c not in exact and c not in special and c not in legacy]
+        refused = [choice for choice in self.choices if choice.refusal]
+        precise = "For comparing and converting."
+        if self.is_quantized:
+            precise = f"Unpacked from {self.revision.tensor_type}: larger, and no more exact than that."
+        found = [
+            Group("", "", first),
+            Group("Older types", "Superseded, but fast on some processors.", legacy),
+            Group("For models trained so", "They ruin models that were not.", special),
+            Group("Full precision", precise, exact, open=not first),
+            Group("Not possible with this source", self._why_none, refused),
+        ]
+        return [self._unfolded(group) for group in found if group.choices]
+
+    def _unfolded(self, group: Group) -> Group:
+        chosen = any(choice.chosen for choice in group.choices)
+        return replace(group, open=True) if chosen else group
+
+    @property
+    def _why_none(self) -> str:
+        return f"{self.shared_refusal.refusal}." if self.shared_refusal else ""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Return whether the source is itself a quant."""
+        return engine.is_quantized(self.revision.tensor_type)
+
+    @property
+    def out_of_reach(self) -> list[str]:
+        """Return the levels that nobody can ask this hub for yet."""
+        return list(engine.unavailable_levels())
+
+    @property
+    def shared_warnings(self) -> list[str]:
+        """Return what is true of many levels, which name it by its number."""
+        return _told_often(self.choices)
 
     @property
     def largest(self) -> int:
-        """Return the bytes that fill a bar."""
-        return max((choice.plan.file_bytes for choice in self.choices if choice.plan), default=0)
+        """Return the bytes that fill a bar: those of the largest level that saves any."""
+        sizes = [(c.level.bits < FULL_PRECISION, c.plan.file_bytes) for c in self.choices if c.plan]
+        return max(sizes, default=(False, 0))[1]
 
     @property
     def shared_refusal(self) -> Choice | None:
@@ -103,3 +164,20 @@ class RequestForm(forms.Form):
         except engine.EngineError as exc:
             plan, refusal = None, str(exc)
         return Choice(level, chosen, plan, refusal, quant, job)
+
+
+def _told_often(choices: Iterable[Choice]) -> list[str]:
+    told = Counter(text for choice in choices if choice.plan for text in choice.plan.warnings)
+    return [text for text, count in told.items() if count >= SHARED]
+
+
+def _notes(choice: Choice, shared: list[str]) -> tuple[str, ...]:
+    if choice.plan is None:
+        return ()
+    same = [f"The same tensors as {choice.plan.same_as}."] if choice.plan.same_as else []
+    if choice.plan.unchanged:
+        same = ["A copy: the source has these types already."]
+    numbered = (
+        f"Note {shared.index(text) + 1}." if text in shared else text for text in choice.plan.warnings
+    )
+    return (*same, *numbered)

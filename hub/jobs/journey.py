@@ -12,7 +12,7 @@ from typing import Any
 from django.utils import timezone
 
 from hub import blobs, engine
-from hub.catalog.templatetags.figures import size
+from hub.catalog.templatetags.figures import duration, size
 from hub.jobs import actions, measuring, outages, workspace
 from hub.jobs.models import Job, Stage
 
@@ -141,7 +141,7 @@ class Journey:
 
     def quantize(self) -> None:
         self.made = engine.quantize(self.source, self.planned, self.destination, self.record)
-        actions.log(self.job, f"Quantized in {self.made.seconds:,.1f} s; SHA-256 {self.made.sha256}.")
+        actions.log(self.job, f"Quantized in {duration(self.made.seconds)}; SHA-256 {self.made.sha256}.")
 
     def verify(self) -> None:
         engine.verify(self.made.path, self.planned)

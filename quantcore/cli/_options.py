@@ -70,11 +70,15 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _levels() -> str:
+    plain = ", ".join(name for name, recipe in recipes().items() if not recipe.needs_imatrix)
+    weighted = ", ".join(name for name, recipe in recipes().items() if recipe.needs_imatrix)
+    return f"one of {plain}; with an importance matrix also {weighted}"
+
+
 def add_level(parser: argparse.ArgumentParser) -> None:
     """Add `--to` and the options that change a level."""
-    parser.add_argument(
-        "--to", required=True, type=level, metavar="LEVEL", help=f"one of {', '.join(recipes())}"
-    )
+    parser.add_argument("--to", required=True, type=level, metavar="LEVEL", help=_levels())
     parser.add_argument("--pure", action="store_true", help="give every tensor the level's base type")
     parser.add_argument(
         "--tensor-type",

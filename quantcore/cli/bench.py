@@ -13,6 +13,8 @@ from quantcore.evaluate.hardware import hardware
 from quantcore.evaluate.speed import Speed, bench
 from quantcore.sources.gguf import open_gguf
 
+QUIET = 0.1  # a share of the processors that needs no mention
+
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("bench", help="measure speed with llama.cpp")
@@ -48,5 +50,8 @@ def _print(speed: Speed) -> None:
     print(f"{speed.engine} ({speed.engine_version}) on {speed.backend}, {speed.threads} threads")
     for result in speed.results:
         print(f"{result.test:>8}  {result.mean:10.2f} +/- {result.stdev:.2f} tokens/s  ({result.runs} runs)")
+    others = speed.others or 0.0
+    if others > QUIET:
+        print(f"    note  other programs used {100 * others:.0f} % of the processors meanwhile")
     parts = asdict(speed.memory).items()
     print("  memory  " + ", ".join(f"{part} {human_bytes(size)}" for part, size in parts if size is not None))

@@ -26,11 +26,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.monotonic() - began
     document = {
         "built": kernels is not None,
+        "building": library.is_building(),
         "folder": str(library.folder()),
         "kernels": list(kernels.names) if kernels else [],
     }
     if not arguments.json:
-        if kernels is None:
+        if kernels is None and document["building"]:
+            print("being compiled at this moment, which takes a minute or two")
+        elif kernels is None:
             print(f"not compiled yet: `quantcore kernels --build` would put them into {document['folder']}")
         else:
             after = f", compiled in {human_seconds(seconds)}" if arguments.build and seconds > 1 else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 from quantcore.errors import InputError
 from quantcore.evaluate.engine import run_job
+from quantcore.evaluate.others import Others
 from quantcore.progress import Progress, Report, ignore, seconds_left
 
 SEED = 1  # of the random prompts: every run of a measurement can be repeated
@@ -44,7 +45,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of a model in an engine, with all that a reader needs to judge it."""
+    """The speed of a model in an engine, with all that a reader needs to judge it.
+
+    `others` is the share of the processors' time, 0 to 1, that other programs used meanwhile; None where
+    nobody can tell.
+    """
 
     engine: str
     engine_version: str
@@ -52,6 +57,7 @@ class Speed:
     threads: int
     results: tuple[SpeedTest, ...]
     memory: Memory
+    others: float | None = None
 
 
 def bench(
@@ -86,7 +92,9 @@ def bench(
     n_ctx = max(pp, tg + 1) + 8
     job: dict[str, Any] = {"kind": "bench", "pp": pp, "tg": tg, "runs": runs, "seed": SEED}
     job |= {"threads": threads, "n_ctx": n_ctx, "stretch": True}
+    others = Others()
     answer = run_job(path, job, heard)
+    share = others.share()
     result = answer.result
     return Speed(
         engine="llama.cpp",
@@ -95,6 +103,7 @@ def bench(
         threads=result["threads"],
         results=tuple(_summary(test, samples) for test, samples in result["samples"].items()),
         memory=Memory(**{part: _mebibytes(pattern, answer.log) for part, pattern in BUFFERS.items()}),
+        others=share,
     )
 
 

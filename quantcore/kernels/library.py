@@ -36,6 +36,7 @@ _FOLDER = Path(__file__).parent
 # What goes into machine code beside the kernels.
 _COMPILED = ("common", "compiler", "lanes", "llvm", "memory", "shuffles", "status")
 _INDEX = "index.json"
+_LOCK = ".lock"  # held while kernels are compiled
 UNUSED_SECONDS = 90 * 86400
 _FORM = ctypes.CFUNCTYPE(
     ctypes.c_int32,  # numba's own status, always 0: kernels raise nothing
@@ -258,13 +259,34 @@ def build(say: Say = lambda _text: None, prove: Prove = lambda _kernels: []) -> 
     if not _is_sound(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with (path.parent / ".lock").open("w") as lock:
+            with (path.parent / _LOCK).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _is_sound(path):
                     _build(path, say, prove)
         except OSError as exc:
             raise MissingEngine(f"kernels cannot be kept in {path.parent}: {exc.strerror}") from exc
     return _open(path)
+
+
+def is_building() -> bool:
+    """Return whether kernels are being compiled at this moment, by whatever process."""
+    return not _try_lock(fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def wait() -> None:
+    """Return when no kernels are being compiled."""
+    _try_lock(fcntl.LOCK_SH)
+
+
+def _try_lock(how: int) -> bool:
+    try:
+        with (folder().parent / _LOCK).open() as lock:
+            fcntl.flock(lock, how)
+    except BlockingIOError:
+        return False
+    except (OSError, MissingEngine):
+        pass  # nobody ever compiled any
+    return True
 
 
 def _is_sound(path: Path) -> bool:

@@ -32,8 +32,9 @@ _TINY = 1e-36
 _CHOICES = 1 << 17
 # Tries of a run at a time.
 _TRIES = 4
-# The odd numbers of the point that fills up short lists: so far off that it never wins.
+# The odd numbers of the point that fills up short lists: so far off that it hardly ever wins.
 _FAR = np.float32(1e6)
+_BEYOND = np.float32(np.inf)
 _BYTES = 255
 
 
@@ -85,7 +86,7 @@ class Choices:
 
     def __init__(self, name: str, x: Any, w: Any, *, xp: Any) -> None:
         book = codebook(name)
-        self._xp, self._name = xp, name
+        self._xp, self._name, self._nothing = xp, name, len(book.points)
         self._index = xp.asarray(neighbours(name).index)
         odd = np.append(2 * book.points.T.astype(np.float32) + 1, np.full((book.size, 1), _FAR), axis=1)
         self.q = xp.asarray(odd)  # (size, points + 1)
@@ -193,6 +194,7 @@ class Choices:
         place = xp.multiply(place, xp.intp(total), dtype=xp.intp) + xp.arange(s.shape[1], dtype=xp.intp)
         sure = number == 1
         index = xp.take(choices.reshape(-1), xp.where(sure, place, xp.intp(0)))
+        sure = sure & (index != xp.intp(self._nothing))
         return xp.where(sure, index, xp.intp(-1)).astype(xp.int32)
 
     def _lines(self, choices: Any, group: Any) -> tuple[Any, Any]:
@@ -225,6 +227,7 @@ class Choices:
                 term = xp.multiply(diff, xp.take(w, there))
                 xp.multiply(term, diff, out=term)
                 xp.add(total, term, out=total)
+            xp.copyto(total, xp.float32(_BEYOND), where=choices == xp.intp(self._nothing))
             rank = xp.arange(len(choices), dtype=xp.intp).reshape(-1, 1)  # (width, 1)
             best = xp.where(total == total.min(axis=0), rank, len(choices) - 1).min(axis=0)  # (some,)
             out[some] = choices[best, xp.arange(some.size)]

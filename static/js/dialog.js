@@ -1,4 +1,5 @@
-// A dialog that htmx has filled opens; a click beside it closes it, as the Escape key does by itself.
+// A dialog that htmx has filled opens. A click beside it closes it, as the Escape key does by itself, but not
+// over choices that were made in it; a link to what lies behind it closes it too.
 (() => {
   document.addEventListener("htmx:afterSwap", (event) => {
     const dialog = event.detail.target;
@@ -7,6 +8,9 @@
     dialog.querySelector("[role=alert]")?.scrollIntoView({ block: "nearest" });
   });
   document.addEventListener("click", (event) => {
-    if (event.target instanceof HTMLDialogElement && event.target.open) event.target.close();
+    const { target } = event;
+    if (target instanceof HTMLDialogElement && target.open && !target.querySelector("input:checked")) target.close();
+    const link = target.closest?.("dialog a[href*='#']");
+    if (link && link.pathname === location.pathname) link.closest("dialog").close();
   });
 })();

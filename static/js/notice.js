@@ -9,7 +9,11 @@
     if (!notice.isConnected) place.append(notice);
   };
 
-  document.addEventListener("htmx:sendError", () => show("The hub does not answer. This page keeps trying."));
+  // A page that asks again by itself says so, and takes it back; any other must be asked to try again.
+  const polls = () => document.querySelector("[hx-trigger^=every]") !== null;
+  document.addEventListener("htmx:sendError", () => {
+    show(`The hub does not answer. ${polls() ? "This page keeps trying." : "Try again in a moment."}`);
+  });
   document.addEventListener("htmx:responseError", (event) => {
     show(event.detail.xhr.status === 404 ? "That is no longer there. Reload the page." : "The hub could not do that. Try again in a moment.");
   });

@@ -117,9 +117,10 @@ def test_a_job_that_ends_at_the_moment_it_is_cancelled_says_so(alice, running):
 
 
 def test_levels_are_taken_in_one_order_whoever_asks(alice, bob, revision):
-    for user, levels in ((alice, ["Q8_0", "Q2_K"]), (bob, ["Q4_0", "Q3_K_S"])):
-        jobs = actions.submit(user, revision, levels).jobs.order_by("created")
-        assert [job.level for job in jobs] == levels[::-1]
+    """The usual level first, then those that lose least."""
+    for user, levels in ((alice, ["Q4_K_M", "Q8_0", "Q2_K"]), (bob, ["Q4_0", "Q3_K_S"])):
+        jobs = actions.submit(user, revision, levels[::-1]).jobs.order_by("created")
+        assert [job.level for job in jobs] == levels
 
 
 def test_a_job_that_ended_cannot_be_cancelled(alice, running):

@@ -5,6 +5,7 @@ import re
 import pytest
 from django.urls import reverse
 
+from hub.catalog import queries
 from hub.catalog.models import Blob, Measurement, Model, Quant, QuantFile, Revision
 from hub.jobs import actions
 
@@ -202,3 +203,51 @@ def test_an_older_revision_can_be_looked_at(client):
 def test_whoever_asks_for_the_icon_by_its_old_name_is_led_to_it(client):
     """The admin and the API's page link no icon, so browsers ask for this address."""
     assert client.get("/favicon.ico")["Location"] == "/static/img/favicon.svg"
+
+
+def add_quant(model, level, increase, deviation, file_bytes=5, speed=10.0):
+    revision = model.latest_revision
+    quant = Quant.objects.create(
+        revision=revision, level=level, format="gguf", file_bytes=file_bytes, bpw=4, recipe_fingerprint=level
+    )
+    QuantFile.objects.create(quant=quant, path=f"{level}.gguf", blob=Blob.objects.get())
+    measure("ppl_increase", increase, deviation, quant=quant)
+    measure("tg_tps", speed, 1.0, quant=quant)
+
+
+@pytest.mark.django_db
+def test_the_least_loss_is_that_of_the_smallest_among_those_equal_within_their_errors():
+    model = add_model(1)
+    add_quant(model, "Q6_K", 0.011, 0.012, file_bytes=5_700_000)
+    add_quant(model, "Q4_K_M", 0.107, 0.03, file_bytes=4_300_000)
+
+    (card,) = queries.cards([model])
+
+    assert card.lowest_increase.quant.level == "Q6_K"
+
+
+@pytest.mark.django_db
+def test_a_ruined_quant_is_not_recommended_for_its_speed():
+    model = add_model(1)
+    add_quant(model, "TQ2_0", 96.0, 2.3, speed=999)
+    add_quant(model, "Q4_K_M", 0.1, 0.03, speed=100)
+
+    (card,) = queries.cards([model])
+
+    assert card.fastest.quant.level == "Q4_K_M"
+
+
+@pytest.mark.django_db
+def test_one_ruined_quant_does_not_flatten_the_increases_of_all_others(client):
+    model = add_model(1)
+    for level, increase in (("Q4_K_M", 0.1), ("Q3_K_S", 0.5), ("Q2_K", 2.2), ("TQ2_0", 96.0)):
+        add_quant(model, level, increase, increase / 10)
+
+    whiskers = {
+        row.quant.level: row.whisker for row in queries.rows_of(queries.revision_or_404("acme", "model-1"))
+    }
+
+    assert [level for level, whisker in whiskers.items() if whisker.beyond] == ["TQ2_0"]
+    assert whiskers["Q2_K"].value > 80
+    assert whiskers["Q3_K_S"].value - whiskers["Q4_K_M"].value > 10
+    assert client.get(model.get_absolute_url()).content.count(b"whisker__beyond") == 1

@@ -64,7 +64,7 @@ def test_waiting_for_a_job_that_fails_ends_with_its_sentence_and_its_document(
     ("arguments", "sentence"),
     [
         (("acme/llama", "Q4_K_M", "--token", "hf_wrong"), "The token is not valid."),
-        (("acme/llama", "Q4_K_M"), "This needs a token"),
+        (("acme/llama", "Q4_K_M"), "This needs a token: set QUANTHUB_TOKEN or give --token."),
         (("acme/llama", "Q4_K_M", "--token", "wörld"), "The token is not valid."),
     ],
 )

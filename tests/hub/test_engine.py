@@ -33,11 +33,12 @@ def test_a_bug_stays_a_bug():
         raise ZeroDivisionError
 
 
-def test_levels_come_smallest_first_with_what_the_pages_show():
+def test_levels_come_largest_first_with_what_the_pages_show():
     levels = engine.levels()
 
-    assert {"Q2_K", "Q4_K_M", "Q8_0"} <= {level.name for level in levels}
-    assert [level.bits for level in levels] == sorted(level.bits for level in levels)
+    names = [level.name for level in levels]
+    assert {"Q2_K", "Q4_K_M", "Q8_0"} <= set(names)
+    assert names.index("F16") < names.index("Q8_0") < names.index("Q4_K_M") < names.index("Q2_K")
     assert all(level.title and level.summary and level.family for level in levels)
 
 
@@ -47,6 +48,19 @@ def test_levels_that_need_importance_are_known_and_not_offered():
     assert not offered & engine.unavailable_levels().keys()
     assert "importance matrix" in engine.unavailable_levels()["IQ2_XS"]
     assert "importance matrix" in engine.unavailable_levels()["Q2_K_S"]
+
+
+def test_a_reason_that_several_levels_share_is_said_once():
+    assert engine.why_unavailable(["Q8_0"]) == []
+    assert engine.why_unavailable(["IQ2_XS"]) == [engine.unavailable_levels()["IQ2_XS"]]
+    (reason,) = engine.why_unavailable(["IQ1_S", "Q8_0", "IQ2_XS", "IQ2_S"])
+    assert reason.startswith("IQ1_S, IQ2_XS and IQ2_S take an importance matrix of the model")
+
+
+def test_a_level_that_gives_a_model_nothing_new_is_told(demo):
+    """The demo has no experts: what is left of MXFP4_MOE is Q8_0."""
+    assert engine.preview(demo, "MXFP4_MOE").same_as == "Q8_0"
+    assert engine.preview(demo, "Q8_0").same_as == ""
 
 
 def test_a_fingerprint_changes_with_whatever_changes_the_bytes():

@@ -304,7 +304,8 @@ def test_a_refusal_that_levels_share_is_said_once(client, alice, demo, monkeypat
     text = text_of(client.get(reverse("jobs:request", args=[demo.model.owner, demo.model.name])))
 
     assert text.count("start from the full-precision model") == 1
-    assert text.count("Not possible") == len(engine.levels())
+    assert text.count("Not possible with this source") == 1
+    assert f"Not possible with this source {len(engine.levels())}" in text
 
 
 def test_levels_that_exist_or_are_under_way_are_links_instead_of_boxes(client, alice, demo):
@@ -356,3 +357,46 @@ def test_an_invalid_form_comes_back_with_the_reason(client, alice, demo, levels,
 def test_rows_whose_state_changed_are_sent_again(seen, written, sent):
     """Also those that were written by an attempt that is over: their file does not exist."""
     assert views._changed(list(range(9)), seen, written) == sent
+
+
+def offered(client, revision):
+    address = reverse("jobs:request", args=[revision.model.owner, revision.model.name])
+    return client.get(address, headers=DIALOG).content.decode()
+
+
+def test_few_take_levels_that_are_folded_away_under_what_they_are_for(client, alice, demo):
+    client.force_login(alice)
+
+    shown, *folded = offered(client, demo).split("<details")
+
+    assert 'value="Q5_K_M"' in shown
+    titles = [re.search(r"<summary[^>]*>([^<]+?) *<", group)[1] for group in folded]
+    assert titles == ["Older types", "For models trained so", "Full precision", "Need an importance matrix"]
+    for group, level in zip(folded, ("Q4_0", "TQ2_0", "F16", "IQ2_XS"), strict=True):
+        assert f">{level}<" in group
+        assert f">{level}<" not in shown
+    assert "The same tensors as Q8_0." in folded[1]
+
+
+def test_what_was_chosen_is_not_folded_away(client, alice, demo):
+    client.force_login(alice)
+
+    content = ask(client, demo, "Q4_0", "Q9_X").content.decode()
+
+    assert re.search(r'<details class="group" open>\s*<summary[^>]*>Older types', content)
+
+
+def test_a_source_that_is_a_quant_offers_what_unpacks_it(client, alice, demo, tmp_path):
+    from hub.catalog import actions as catalog
+
+    whole = engine.open_source(engine.lay_out(demo, tmp_path))
+    made = engine.quantize(whole, engine.make_plan(whole, "Q8_0"), tmp_path / "small.gguf", lambda _: None)
+    quantized = catalog.import_path(made.path, "acme/small").revision
+    client.force_login(alice)
+
+    content = offered(client, quantized)
+
+    assert "The source is quantized already" in content
+    assert "A copy: the source has these types already." in content
+    assert "the usual choice" not in content.split("Not possible with this source")[0]
+    assert "Unpacked from Q8_0" in content

@@ -239,3 +239,27 @@ def test_a_straggler_gives_up_without_a_word(ready, monkeypatch, leftovers):
     assert (job.state, job.attempt, job.worker) == (State.RUNNING, 2, "another")
     assert not Quant.objects.exists()
     assert leftovers() == []
+
+
+def speed_of(others):
+    def speed(value):
+        return engine.Speed(engine.Figure(value, 1.0), {"test": "pp512"}, {}, others)
+
+    return {"pp": speed(100 + others), "tg": speed(10 + others)}
+
+
+@pytest.mark.parametrize(
+    ("shares", "taken", "noted"),
+    [([0.02], 0.02, 0), ([0.6, 0.05], 0.05, 0), ([0.6, 0.9], 0.6, 1), ([0.9, 0.6], 0.6, 1)],
+)
+def test_speed_is_measured_again_where_other_programs_were_in_the_way(
+    ready, monkeypatch, shares, taken, noted
+):
+    left = list(shares)
+    monkeypatch.setattr(engine, "speeds", lambda *_: speed_of(left.pop(0)))
+
+    job = make(ready)
+
+    assert not left
+    assert job.quant.measurements.get(metric=Metric.PP).value == pytest.approx(100 + taken)
+    assert job.events.filter(text__contains="of the processors").count() == noted

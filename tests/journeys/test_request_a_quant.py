@@ -22,7 +22,7 @@ def ask_for(page, *levels):
     dialog = page.get_by_role("dialog")
     for level in levels:
         dialog.locator(f"input[value='{level}']").check()
-    dialog.get_by_role("button", name="Request", exact=True).click()
+    dialog.get_by_role("button", name=re.compile("^Request")).click()
 
 
 def made(page, live_hub, level):
@@ -126,6 +126,36 @@ def test_everything_can_be_done_with_the_keyboard(desk):
 
     desk.wait_for_url("**/jobs/*/")
     expect(desk.locator(".live--done")).to_be_visible(timeout=2 * MINUTE)
+
+
+def test_a_dialog_says_how_much_is_chosen_and_a_click_beside_it_loses_nothing(desk):
+    desk.goto(MODEL)
+    desk.get_by_role("link", name="Request a quant").click()
+    dialog = desk.get_by_role("dialog")
+    button = dialog.locator("#request-submit")
+    expect(button).to_have_text("Request")
+
+    dialog.get_by_label("Q6_K").check()
+    dialog.get_by_label("Q5_K_S").check()
+
+    expect(button).to_have_text(re.compile(r"^Request 2 quants, 10\.7\sMB$"))
+    desk.mouse.click(5, 5)
+    expect(dialog).to_be_visible()
+    dialog.get_by_label("Q6_K").uncheck()
+    dialog.get_by_label("Q5_K_S").uncheck()
+    expect(button).to_have_text("Request")
+    desk.mouse.click(5, 5)
+    expect(dialog).to_be_hidden()
+
+
+def test_a_link_to_what_is_made_already_leaves_the_dialog(desk, live_hub):
+    made(desk, live_hub, "Q4_K_M")
+    desk.get_by_role("link", name="Request a quant").click()
+
+    desk.get_by_role("dialog").get_by_role("link", name="Made already").first.click()
+
+    expect(desk.get_by_role("dialog")).to_be_hidden()
+    expect(desk.locator("#Q4_K_M")).to_be_in_viewport()
 
 
 def test_a_dialog_without_a_choice_stays_open_and_says_why(desk, pictures):

@@ -114,7 +114,9 @@ def test_quantizing_twice_must_be_allowed():
     """A quantized source is refused with the way out, and warned about when allowed."""
     source = source_of("tiny-novels-7m", "Q8_0")
 
-    with pytest.raises(InputError, match=r"is Q8_0 already.*allow requantizing"):
+    with pytest.raises(
+        InputError, match=r"is Q8_0 already.*start from the full-precision model.*--allow-requantize"
+    ):
         make_plan(source, "Q4_K_M")
     assert "second time" in make_plan(source, "Q4_K_M", Options(allow_requantize=True)).warnings[0]
     assert make_plan(source, "F16").bpw == pytest.approx(16, abs=0.1)

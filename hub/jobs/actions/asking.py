@@ -89,14 +89,19 @@ def _known_levels(levels: Sequence[str]) -> list[str]:
     unavailable = engine.unavailable_levels()
     if not levels:
         raise Refused("Name at least one level.")
-    for level in levels:
-        if level.upper() in unavailable:
-            raise Refused(unavailable[level.upper()])
-        if level.upper() not in known:
-            raise Refused(f"No level is called {level!r}. There are {', '.join(known.values())}.")
-    # In one order for all: two requests for the same levels cannot wait for each other in the database.
-    wanted = {level.upper() for level in levels}
-    return [name for key, name in known.items() if key in wanted]
+    wanted = list(dict.fromkeys(level.upper() for level in levels))
+    problems = engine.why_unavailable(wanted)
+    strange = [level for level in wanted if level not in known and level not in unavailable]
+    if strange:
+        there_are = f"There are {', '.join(known.values())}."
+        problems.append(f"No level is called {' or '.join(map(repr, strange))}. {there_are}")
+    if problems:
+        kept = "" if len(problems) == len(levels) == 1 else " Nothing was asked for."
+        raise Refused(" ".join(problems) + kept)
+    # In one order for all: two requests for the same levels cannot wait for each other in the database. The
+    # level that most people want is made first, and of the others those that lose least.
+    usual = [level.name for level in engine.levels() if level.usual]
+    return [name for name in dict.fromkeys((*usual, *known.values())) if name.upper() in wanted]
 
 
 def _job_for(request: Request, level: str) -> Job:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,6 +17,7 @@ from quantcore.errors import Cancelled, InputError, MissingEngine, ResourceError
 from quantcore.evaluate import engine
 from quantcore.evaluate.forward import map_logits
 from quantcore.evaluate.hardware import hardware
+from quantcore.evaluate.others import Others
 from quantcore.evaluate.speed import bench, generate
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.models import open_model
@@ -39,6 +44,44 @@ def test_bench_prints_one_document_and_nothing_else(demo, capfd):
     assert document["engine_version"].startswith("xllamacpp ")
     assert document["memory"]["model"] == pytest.approx(13.6e6, rel=0.05)
     assert document["memory"]["kv"] > 0
+
+
+def burn(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_the_share_of_others_leaves_out_this_process_and_its_children(monkeypatch):
+    """Against a machine that is otherwise idle, by the numbers that the system gives."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    began, cores = time.monotonic(), os.cpu_count()
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    at_start = sum(usage.ru_utime + usage.ru_stime for usage in own)
+
+    def told(path):
+        """This process, its children, and half of all processors for others."""
+        own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        mine = sum(usage.ru_utime + usage.ru_stime for usage in own) - at_start
+        busy = int(ticks * (mine + 0.5 * cores * (time.monotonic() - began)))
+        return f"cpu  {busy} 0 0 99 7 0 0 0 0 0\ncpu0 0"
+
+    monkeypatch.setattr("quantcore.evaluate.others.Path.read_text", told)
+    others = Others()
+    burn(0.3)
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+
+    assert others.share() == pytest.approx(0.5, abs=0.1)
+
+
+def test_where_the_system_does_not_tell_nothing_is_known(monkeypatch):
+    def missing(_path):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("quantcore.evaluate.others.Path.read_text", missing)
+
+    assert Others().share() is None
 
 
 @pytest.mark.parametrize(("pp", "notes"), [(512, 0), (520, 1)])

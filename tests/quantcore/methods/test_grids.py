@@ -108,3 +108,17 @@ def test_choosing_for_many_scales_is_choosing_for_each(name, kind):
     found = Choices(name, x, w, xp=np).choose(packed, scale, border)
 
     assert (found == one_by_one(name, x[0], w[0], packed, scale)).all()
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+@every_searched
+def test_what_fills_up_short_lists_is_never_chosen(name, tries):
+    """Groups that lie a million times above the scale are nearer to it than to any grid point."""
+    book, off = codebook(name), np.flatnonzero(neighbours(name).index < 0)
+    x = np.full((1, book.size, off.size), 0.05, np.float32)
+    scale = np.full((off.size, tries), 1e-9, np.float32)
+    choices = Choices(name, x, np.ones_like(x), xp=np)
+
+    found = choices.choose(np.repeat(off[:, None], tries, axis=1), scale, np.zeros((off.size, tries), bool))
+
+    assert found.max() < len(book.points)
