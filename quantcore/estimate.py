@@ -24,7 +24,7 @@ WRITTEN_PER_SECOND = 1e9  # bytes hashed and written by the one thread that does
 BASE_BYTES = 46_000_000  # Python with numpy, and our code
 # What a backend loads of its own; that of a card's library on the host was not measured.
 BACKEND_BYTES = {"jit": 48_000_000, "cuda": 48_000_000}
-TABLES_BYTES = 25_000_000  # grids and what is near each point, of the types that look up
+TABLES_BYTES = 18_000_000  # grids and what is near each point, of the types that look up
 HEADER_TIMES = 12  # a header's strings as Python's, as lists, and as bytes again
 
 

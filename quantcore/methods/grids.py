@@ -41,6 +41,7 @@ _BOOKS = {
 }
 _SAME = {"IQ1_M": "IQ1_S"}
 _TILE = 64
+_FARTHEST = np.int16(2**15 - 1)
 _PAIRS = 1 << 18
 LANES = 16
 
@@ -189,12 +190,15 @@ def _steps(book: Codebook, near: Neighbours) -> npt.NDArray[np.uint64]:
 
 def _near(lattice: Bytes, book: Codebook) -> tuple[Any, Any]:
     """Return pairs of lattice row and near grid index, ordered by (row, distance, index)."""
-    # Exact in float32, where numpy multiplies matrices fast: distances are integers below 400.
-    a, b = lattice.astype(np.float32), book.points.astype(np.float32)
-    distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)  # (rows, n)
+    # Distances are below 400. A product of matrices would have the BLAS library keep tens of megabytes.
+    distance = np.zeros((len(lattice), len(book.points)), np.int16)
+    for a, b in zip(lattice.T.astype(np.int16), book.points.T.astype(np.int16), strict=True):
+        away = a[:, None] - b  # (rows, n)
+        away *= away
+        distance += away
     limit = distance.min(axis=1, keepdims=True)  # (rows, 1)
     for _ in range(book.reach - 1):
-        limit = np.where(distance > limit, distance, np.float32(1e9)).min(axis=1, keepdims=True)  # (rows, 1)
+        limit = np.where(distance > limit, distance, _FARTHEST).min(axis=1, keepdims=True)  # (rows, 1)
     row, column = np.nonzero(distance <= limit)
     order = np.lexsort((distance[row, column], row))
     return row[order], column[order]
@@ -225,17 +229,25 @@ def flat(name: str) -> Ints:
         return flat(_SAME[name])
     book, near = codebook(name), neighbours(name)
     chunks = -(-near.counts // LANES)
-    first = np.cumsum(chunks) - chunks
+    first = np.cumsum(chunks, dtype=np.int32) - chunks
     mapped = np.where(near.index >= 0, near.index, -1 - (32 * first + chunks))
-    # Slot s of all chunks belongs to lattice point `owner`, and is its choice number `rank`.
-    owner = np.repeat(np.arange(len(chunks)), chunks * LANES)
-    rank = np.arange(len(owner)) - first[owner] * LANES
-    rank[rank >= near.counts[owner]] = 0
-    indices = near.choices[near.start[owner] + rank]
+    indices = _in_chunks(near, chunks, first)
     levels = book.points[indices].reshape(-1, LANES, book.size).transpose(0, 2, 1)  # (chunks, size, 16)
     rows = np.ascontiguousarray(levels).reshape(-1).view(np.int32)  # (chunks * size * 4,)
     shifts = np.arange(book.size, dtype=np.int32) * word_bits(book.levels)
-    words = (book.points.astype(np.int32) << shifts).sum(axis=1)[near.choices]
-    parts = [mapped, indices, rows, book.points.reshape(-1), near.start, words, np.zeros(LANES)]
-    head = np.cumsum([len(parts), *(len(part) for part in parts[:-1])])
-    return np.concatenate([head, *parts]).astype(np.int32)
+    words = (book.points.astype(np.int32) << shifts).sum(axis=1, dtype=np.int32)[near.choices]
+    points = book.points.reshape(-1).astype(np.int32)
+    parts = [mapped, indices, rows, points, near.start, words, np.zeros(LANES, np.int32)]
+    head = np.cumsum([len(parts), *(len(part) for part in parts[:-1])], dtype=np.int32)
+    return np.concatenate([head, *parts])
+
+
+def _in_chunks(near: Neighbours, chunks: Ints, first: Ints) -> Ints:
+    """Return the choices of all lattice points, each list filled up to whole chunks with its first one."""
+    # In narrow numbers and few arrays: this is what a process that quantizes holds at its peak.
+    owner = np.repeat(np.arange(len(chunks), dtype=np.int32), chunks * LANES)
+    rank = np.arange(len(owner), dtype=np.int32)
+    rank -= first[owner] * np.int32(LANES)
+    rank[rank >= near.counts[owner]] = 0
+    rank += near.start[owner]
+    return near.choices[rank]
