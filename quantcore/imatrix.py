@@ -56,7 +56,8 @@ class ImportanceMatrix:
     """The importance of the columns of weights, read from `path` on demand.
 
     `given` is the path as the user wrote it, which goes into files made with it; `datasets` name the texts it
-    was measured on, in `n_chunks` chunks (0 if the file does not say). Tensors are asked for by the names
+    was measured on, in `n_chunks` chunks (0 if the file does not say). Files of the older kind count chunks
+    where others count inputs (`counts_chunks`). Tensors are asked for by the names
     they had when they were measured: where layers were cut since, by `Source.former_names`.
     """
 
@@ -65,6 +66,7 @@ class ImportanceMatrix:
     entries: Mapping[str, Entry]
     datasets: tuple[str, ...] = ()
     n_chunks: int = 0
+    counts_chunks: bool = False
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -103,6 +105,18 @@ class ImportanceMatrix:
         with _opened(self.path) as file:
             values = _values(file, entry, self.path, name)
         return _mean(values, entry.counts).reshape(n_matrices(shape), -1)  # (n_matrices, row_length)
+
+    def sums(self, name: str, chunk_size: int) -> tuple[Floats, Floats]:
+        """Return the sums of an entry, float32 `(n_matrices, row_length)`, and how many inputs they are of.
+
+        The counts are float32 `(n_matrices,)`. Files of the older kind count chunks, here of `chunk_size`.
+        """
+        entry = self.entries[name]
+        with _opened(self.path) as file:
+            values = _values(file, entry, self.path, name)
+        scale = np.float32(chunk_size if self.counts_chunks else 1)
+        counts = np.array(entry.counts, dtype=np.float32)
+        return values.reshape(len(counts), -1) * scale, counts * scale
 
     def selected(self, *, include: Collection[str] = (), exclude: Collection[str] = ()) -> ImportanceMatrix:
         """Return the entries whose names contain one of `include` (if given) and none of `exclude`."""
@@ -258,7 +272,7 @@ def _read_legacy(file: BinaryIO, path: Path) -> ImportanceMatrix:
             raise UnreadableFile(f"{path}: damaged: entry {name} stands twice")
         entries[name] = entry
     n_chunks, datasets = _legacy_trailer(file, path, size)
-    return ImportanceMatrix(path, str(path), entries, datasets, n_chunks)
+    return ImportanceMatrix(path, str(path), entries, datasets, n_chunks, counts_chunks=True)
 
 
 def _legacy_entry(file: BinaryIO, path: Path, what: str, size: int) -> tuple[str, Entry]:

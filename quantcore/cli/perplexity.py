@@ -8,7 +8,8 @@ from typing import Any
 
 from quantcore.cli._options import threads
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
-from quantcore.errors import ShortText, UnreadableFile
+from quantcore.cli._text import read_text
+from quantcore.errors import ShortText
 from quantcore.evaluate.divergence import Divergence, divergence, open_base, save_base
 from quantcore.evaluate.perplexity import Perplexity, perplexity
 from quantcore.models import open_model
@@ -29,18 +30,6 @@ def add_parser(verbs: Any) -> None:
     base.add_argument("--kl-base", type=Path, metavar="F", help="compare with the log probabilities in F")
     add_json(parser)
     parser.set_defaults(run=run)
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file, without its last line break, as llama-perplexity takes it."""
-    try:
-        return path.read_bytes().decode("utf-8").removesuffix("\n")
-    except OSError as exc:
-        raise UnreadableFile(f"{path}: cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise UnreadableFile(
-            f"{path}: is not UTF-8 text: byte {exc.start} is {exc.object[exc.start]:#x}"
-        ) from exc
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from threading import Lock
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,18 +26,38 @@ from quantcore.sources.base import Source
 T = TypeVar("T")
 Tokens = npt.NDArray[np.int32]
 
-# Called with a tensor's name and what it is multiplied with, float32 `(rows, inputs)`, one call at a time.
-Observe = Callable[[str, Floats], None]
+
+class Watcher(Protocol):
+    """Who wants to see what the matrices of layers are multiplied with."""
+
+    def measure(self, x: Floats) -> Any:
+        """Return what is to be kept of inputs `x` `(rows, inputs)`; called by several threads."""
+
+    def add(self, names: tuple[str, ...], measured: Any) -> None:
+        """Take what was measured of the input that the matrices `names` share: in the order of the text."""
+
 
 GROUP_BYTES = 1 << 29  # hidden states of all chunks of a group
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
+
+
+# What a watcher measured of the inputs that some matrices share.
+Seen = list[tuple[tuple[str, ...], Any]]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What leaves a layer: hidden states, and what a watcher measured on the way."""
+
+    states: Floats
+    seen: Seen
 
 
 @dataclass(frozen=True)
 class Layer:
     """One layer ready to run: dequantized `weights` by part, and the sliding `window` or None.
 
-    `eps` is the epsilon of its norms.
+    `eps` is the epsilon of its norms. A `watcher` measures inputs; what it found is returned with the states.
     """
 
     index: int
@@ -47,31 +66,37 @@ class Layer:
     eps: float
     rope: Rope
     window: int | None
-    observe: Observe | None
+    watcher: Watcher | None
 
     def linear(self, name: str, x: Floats) -> Floats:
         """Return `x` `(rows, inputs)` times the transposed weights `name`, plus its bias if there is one."""
-        if self.observe is not None:
-            self.observe(f"blk.{self.index}.{name}.weight", x)
         y = x @ self.weights[f"{name}.weight"].T
         bias = self.weights.get(f"{name}.bias")
         if bias is not None:
             y += bias
         return y
 
-    def run(self, x: Floats, start: int) -> Floats:
+    def run(self, x: Floats, start: int) -> Passed:
         """Return the hidden states of rows `start:` after this layer, `(chunks, rows - start, embedding)`."""
+        seen: Seen = []
         chunks, rows, _ = x.shape
         normed = rms_norm(x, self.weights["attn_norm.weight"], self.eps)
+        self._see(seen, ("attn_q", "attn_k", "attn_v"), _flat(normed))
         late = normed[:, start:]
         q = self._heads("attn_q", late, self.shape.heads, start)
         k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
         mixed = attend(q, k, v, start, self.window)
+        self._see(seen, ("attn_output",), _flat(mixed))
         x = x[:, start:] + self.linear("attn_output", _flat(mixed)).reshape(late.shape)
         normed = rms_norm(x, self.weights["ffn_norm.weight"], self.eps)
-        x += self._feed_forward(_flat(normed)).reshape(x.shape)
-        return x
+        x += self._feed_forward(_flat(normed), seen).reshape(x.shape)
+        return Passed(x, seen)
+
+    def _see(self, seen: Seen, parts: tuple[str, ...], x: Floats) -> None:
+        if self.watcher is not None:
+            names = tuple(f"blk.{self.index}.{part}.weight" for part in parts)
+            seen.append((names, self.watcher.measure(x)))
 
     def _heads(self, name: str, x: Floats, heads: int, start: int) -> Floats:
         """Return queries or keys `(chunks, rows, heads, head_size)`, normed if need be, rotated."""
@@ -82,10 +107,12 @@ class Layer:
         self.rope.rotate(y, start)
         return y
 
-    def _feed_forward(self, x: Floats) -> Floats:
+    def _feed_forward(self, x: Floats, seen: Seen) -> Floats:
+        self._see(seen, ("ffn_gate", "ffn_up"), x)
         gate = self.linear("ffn_gate", x)
         silu(gate)
         gate *= self.linear("ffn_up", x)
+        self._see(seen, ("ffn_down",), gate)
         return self.linear("ffn_down", gate)
 
 
@@ -100,49 +127,46 @@ def map_logits(
     *,
     first: int = 0,
     threads: int | None = None,
-    observe: Observe | None = None,
     report: Report = ignore,
 ) -> list[T]:
     """Run all chunks `tokens` `(chunks, n_ctx)` and return `each(chunk, logits)` for every chunk, in order.
 
     `logits` is float32 `(n_ctx - 1 - first, vocab)`: those of positions `first` to the last but one, which
-    predict the token that follows them. It belongs to `each`, which is called by several threads. `observe`
-    sees the input of every matrix of every layer.
+    predict the token that follows them. It belongs to `each`, which is called by several threads.
     """
-    run = _Run(Weights(source), tokens, first, _one_at_a_time(observe), report)
+    run = _Run(Weights(source), tokens, first, None, report)
     with workers(threads, len(tokens)) as pool:
         return [result for group in run.groups() for result in run.group(group, each, pool)]
 
 
-def _one_at_a_time(observe: Observe | None) -> Observe | None:
-    if observe is None:
-        return None
-    lock = Lock()
-
-    def locked(name: str, x: Floats) -> None:
-        with lock:
-            observe(name, x)
-
-    return locked
+def watch(
+    source: Source, tokens: Tokens, watcher: Watcher, *, threads: int | None = None, report: Report = ignore
+) -> None:
+    """Run all chunks `tokens` `(chunks, n_ctx)` through all layers, every position, and no further."""
+    run = _Run(Weights(source), tokens, 0, watcher, report)
+    with workers(threads, len(tokens)) as pool:
+        for group in run.groups():
+            run.states(group, pool)
 
 
 class _Run:
     """One pass over all chunks, and how far it is."""
 
     def __init__(
-        self, weights: Weights, tokens: Tokens, first: int, observe: Observe | None, report: Report
+        self, weights: Weights, tokens: Tokens, first: int, watcher: Watcher | None, report: Report
     ) -> None:
         self.weights, self.tokens, self.first = weights, tokens, first
-        self.observe = observe
+        self.watcher = watcher
         weights.check()
         self.rope = make_rope(
             weights.source, weights.architecture.rope, weights.shape.head_size, tokens.shape[1]
         )
-        # Who watches wants every position; else the last layer is needed for the scored ones only.
-        last = first if observe is None else 0
-        self.starts = [0] * (weights.shape.layers - 1) + [last]
+        # The last layer is needed for the scored positions only.
+        self.starts = [0] * (weights.shape.layers - 1) + [first]
         chunks, n_ctx = tokens.shape
-        self.meter = Meter(weights.shape, chunks, n_ctx, self.starts, n_ctx - 1 - first, report)
+        scored = n_ctx - 1 - first if watcher is None else 0
+        stage = "evaluate" if watcher is None else "calibrate"
+        self.meter = Meter(weights.shape, chunks, n_ctx, self.starts, scored, report, stage)
 
     def groups(self) -> Iterator[range]:
         """Yield the chunks whose hidden states are in memory together."""
@@ -151,7 +175,7 @@ class _Run:
             yield range(start, min(start + size, len(self.tokens)))
 
     def group(self, chunks: range, each: Callable[[int, Floats], T], pool: Executor) -> Iterator[T]:
-        states = self._states(chunks, pool)
+        states = self.states(chunks, pool)
         norm, matrix = self.weights.output_norm(pool), self.weights.output(pool)
 
         def logits(place: int) -> T:
@@ -163,7 +187,7 @@ class _Run:
             self.meter.logits(chunk)
             yield result
 
-    def _states(self, chunks: range, pool: Executor) -> list[Floats]:
+    def states(self, chunks: range, pool: Executor) -> list[Floats]:
         """Return what leaves the last layer at the positions from `first` on, for each chunk."""
         x = self.weights.embed(self.tokens[chunks.start : chunks.stop])  # (chunks, n_ctx, embedding)
         per_task = max(1, TASK_ROWS // self.tokens.shape[1])
@@ -171,16 +195,17 @@ class _Run:
         for index, start in enumerate(self.starts):
             layer = self._layer(index, pool)
             results = []
-            for result in pool.map(layer.run, tasks, [start] * len(tasks)):
-                results.append(result)
-                self.meter.layer(index, chunks, len(result))
+            for passed in pool.map(layer.run, tasks, [start] * len(tasks)):
+                results.append(passed.states)
+                for names, measured in passed.seen:
+                    self.watcher.add(names, measured)  # type: ignore[union-attr]  # who else has measured
+                self.meter.layer(index, chunks, len(passed.states))
             tasks = results
-        skip = 0 if self.observe is None else self.first
-        return [states[skip:] for task in tasks for states in task]
+        return [states for task in tasks for states in task]
 
     def _layer(self, index: int, pool: Executor) -> Layer:
         weights = self.weights
         window = weights.architecture.window(index)
         return Layer(
-            index, weights.layer(index, pool), weights.shape, weights.eps, self.rope, window, self.observe
+            index, weights.layer(index, pool), weights.shape, weights.eps, self.rope, window, self.watcher
         )

@@ -38,8 +38,16 @@ class Meter:
     """
 
     def __init__(
-        self, shape: Shape, chunks: int, rows: int, starts: list[int], scored: int, report: Report
+        self,
+        shape: Shape,
+        chunks: int,
+        rows: int,
+        starts: list[int],
+        scored: int,
+        report: Report,
+        stage: str = "evaluate",
     ) -> None:
+        self.stage = stage
         self.chunks, self.tokens, self.report = chunks, chunks * rows, report
         self.layers = [layer_cost(shape, rows, start) for start in starts]
         self.output = logits_cost(shape, scored)
@@ -61,7 +69,7 @@ class Meter:
         seconds = time.monotonic() - self.started
         self.report(
             Progress(
-                stage="evaluate",
+                stage=self.stage,
                 done=self.tokens * self.done // self.total,
                 total=self.tokens,
                 unit="tokens",

@@ -9,6 +9,9 @@ import math
 
 import numpy as np
 
+GGUF = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
+GGUF |= {f"{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+
 
 def rope_frequencies(config, size):
     rope = config.get("rope_parameters") or {}
@@ -50,8 +53,15 @@ def norm(x, weight, eps):
     return x / np.sqrt(np.mean(x * x) + eps) * weight
 
 
-def logits(config, weights, tokens):
-    """Return float64 `(len(tokens), vocab)`."""
+def logits(config, weights, tokens, seen=None):
+    """Return float64 `(len(tokens), vocab)`; `seen` gets the inputs of each matrix by its name in GGUF."""
+
+    def project(name, x):
+        if seen is not None:
+            layer, part = name.split(".")[2], name.split(".")[-1]
+            seen.setdefault(f"blk.{layer}.{GGUF[part]}.weight", []).append(x)
+        return w[f"{name}.weight"] @ x + w.get(f"{name}.bias", 0.0)
+
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     eps, heads, kv_heads = (
         config["rms_norm_eps"],
@@ -66,7 +76,7 @@ def logits(config, weights, tokens):
         keys, values = [], []
         for position, x in enumerate(states):
             normed = norm(x, w[f"{block}input_layernorm.weight"], eps)
-            q, k, v = (_project(w, f"{block}self_attn.{p}_proj", normed) for p in "qkv")
+            q, k, v = (project(f"{block}self_attn.{p}_proj", normed) for p in "qkv")
             q, k = q.reshape(heads, size), k.reshape(kv_heads, size)
             if f"{block}self_attn.q_norm.weight" in w:
                 q = np.stack([norm(head, w[f"{block}self_attn.q_norm.weight"], eps) for head in q])
@@ -79,15 +89,9 @@ def logits(config, weights, tokens):
                 scores = np.array([query @ key[g] for key in keys]) / math.sqrt(size)
                 share = np.exp(scores - scores.max())
                 mixed.append(sum(s * value[g] for s, value in zip(share / share.sum(), values, strict=True)))
-            attended = x + _project(w, f"{block}self_attn.o_proj", np.concatenate(mixed))
+            attended = x + project(f"{block}self_attn.o_proj", np.concatenate(mixed))
             normed = norm(attended, w[f"{block}post_attention_layernorm.weight"], eps)
-            gate, up = (_project(w, f"{block}mlp.{p}_proj", normed) for p in ("gate", "up"))
-            states[position] = attended + _project(
-                w, f"{block}mlp.down_proj", gate / (1 + np.exp(-gate)) * up
-            )
+            gate, up = (project(f"{block}mlp.{p}_proj", normed) for p in ("gate", "up"))
+            states[position] = attended + project(f"{block}mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
     output = w.get("lm_head.weight", w["model.embed_tokens.weight"])
     return np.stack([output @ norm(x, w["model.norm.weight"], eps) for x in states])
-
-
-def _project(w, name, x):
-    return w[f"{name}.weight"] @ x + w.get(f"{name}.bias", 0.0)

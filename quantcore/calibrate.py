@@ -1,0 +1,58 @@
+"""Calibration: what a text makes of the inputs of every matrix, collected in one pass.
+
+The importance matrix has the sums of squares that llama-imatrix collects: of the inputs of each matrix of
+each layer, over all positions of chunks that do not see each other. No logits are made.
+
+1. llama.cpp, `tools/imatrix` (release 0.5.0-dev).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from quantcore.evaluate.forward import watch
+from quantcore.evaluate.ops import Floats
+from quantcore.evaluate.perplexity import chunked
+from quantcore.imatrixfiles import Sums
+from quantcore.progress import Report, ignore
+from quantcore.sources.base import Source
+
+
+class _Squares:
+    """A watcher that adds up squares."""
+
+    def __init__(self, sums: Sums) -> None:
+        self._sums = sums
+
+    def measure(self, x: Floats) -> tuple[npt.NDArray[np.float64], int]:
+        """Return the sums of squares of the columns of `x`, float64 `(inputs,)`, and the number of rows."""
+        return np.einsum("ij,ij->j", x, x).astype(np.float64), len(x)
+
+    def add(self, names: tuple[str, ...], measured: tuple[npt.NDArray[np.float64], int]) -> None:
+        squares, rows = measured
+        for name in names:
+            self._sums.add(name, squares[None], np.array([rows], dtype=np.float64))
+
+
+def importance(
+    source: Source,
+    text: str,
+    dataset: str,
+    *,
+    n_ctx: int = 512,
+    n_chunks: int | None = None,
+    threads: int | None = None,
+    report: Report = ignore,
+) -> Sums:
+    """Return the importance matrix of a model on a text, which files will call `dataset`.
+
+    Chunks of `n_ctx` tokens are cut as llama-imatrix does. Raises `ShortText` for a text of fewer than two
+    chunks, and what reading the model raises.
+    """
+    chunks = chunked(source, text, n_ctx, n_chunks)
+    sums = Sums(n_ctx, datasets=[dataset], hashes=[hashlib.sha256(text.encode()).hexdigest()])
+    watch(source, chunks, _Squares(sums), threads=threads, report=report)
+    return sums

@@ -1,0 +1,84 @@
+"""`quantcore imatrix`: measure on a text how much each column of a model's weights counts."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from quantcore.calibrate import importance
+from quantcore.cli._options import add_source, threads
+from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
+from quantcore.cli._text import read_text
+from quantcore.errors import ShortText
+from quantcore.imatrix import open_imatrix
+from quantcore.imatrixfiles import Sums
+from quantcore.models import open_model
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser("imatrix", help="measure the importance matrix of a model on a text")
+    add_source(parser)
+    parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 text file")
+    parser.add_argument(
+        "destination", metavar="OUT", type=Path, help="the file to make: GGUF, or the older kind for *.dat"
+    )
+    parser.add_argument("--ctx", type=threads, metavar="N", default=512, help="tokens in a chunk (512)")
+    parser.add_argument("--chunks", type=threads, metavar="N", help="chunks to measure; all if left out")
+    parser.add_argument(
+        "--merge",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="add what an importance matrix of the same model holds; may be repeated",
+    )
+    parser.add_argument(
+        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+    )
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    began = time.monotonic()
+    others = [open_imatrix(path) for path in arguments.merge]
+    source, text = open_model(arguments.source), read_text(arguments.text)
+    note_context(source, arguments.ctx)
+    try:
+        with progress_bar() as report:
+            sums = importance(
+                source,
+                text,
+                str(arguments.text),
+                n_ctx=arguments.ctx,
+                n_chunks=arguments.chunks,
+                threads=arguments.threads,
+                report=report,
+            )
+    except ShortText as exc:
+        raise ShortText(f"{arguments.text}: {exc}") from exc
+    measured = sums.n_chunks
+    for other in others:
+        sums.merge(other)
+    sums.save(arguments.destination)
+    document = _document(sums, measured, time.monotonic() - began)
+    if not arguments.json:
+        rate = f"{human_seconds(document['seconds'])}, {document['tokens_per_second']:.0f} tokens/s"
+        merged = f", merged with {len(others)} more" if others else ""
+        print(f"{len(sums.values)} entries of {measured} chunks of {sums.chunk_size} tokens ({rate}){merged}")
+    return document
+
+
+def _document(sums: Sums, measured: int, seconds: float) -> dict[str, Any]:
+    tokens = measured * sums.chunk_size
+    return {
+        "entries": len(sums.values),
+        "n_ctx": sums.chunk_size,
+        "chunks": measured,
+        "tokens": tokens,
+        "datasets": sums.datasets,
+        "sha256": sums.hashes[-1],
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+    }

@@ -1,0 +1,156 @@
+"""Calibration: the sums are llama-imatrix's, whatever the threads, and files hold them in both kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantcore.calibrate import importance
+from quantcore.cli import main
+from quantcore.convert import open_huggingface
+from quantcore.errors import InputError, ShortText
+from quantcore.imatrix import open_imatrix
+from quantcore.imatrixfiles import HASHES, Sums
+from quantcore.models import open_model
+from quantcore.sources.gguf import read_header
+from tests.quantcore.convert.families import config_of, weights_of, write_model
+from tests.quantcore.evaluate import reference
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+DEMO = Path(__file__).parents[2] / "hub" / "demo"
+CHUNK = 128
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return open_model(DEMO / "tiny-novels-7m")
+
+
+@pytest.fixture(scope="module")
+def text():
+    return (DEMO / "calibration.txt").read_text().removesuffix("\n")
+
+
+@pytest.fixture(scope="module")
+def measured(demo, text):
+    return importance(demo, text, "calibration.txt", n_ctx=CHUNK, n_chunks=24)
+
+
+def some(value=1.0, count=256.0, chunk_size=CHUNK):
+    sums = Sums(chunk_size, datasets=["a.txt"], hashes=["f" * 64])
+    sums.add("blk.0.attn_q.weight", np.full((1, 3), value), np.array([count]))
+    sums.add("blk.0.ffn_up_exps.weight", np.arange(6.0).reshape(2, 3) + value, np.array([count, 0.0]))
+    return sums
+
+
+@pytest.mark.parametrize("kind", ["gguf", "dat"])
+def test_sums_are_those_of_llama_imatrix(measured, tmp_path, kind):
+    """It rounds keys and values to 16 bits on the way, hence no more digits."""
+    measured.save(tmp_path / f"ours.{kind}")
+    ours, theirs = open_imatrix(tmp_path / f"ours.{kind}"), open_imatrix(GOLDEN / f"novels.imatrix.{kind}")
+
+    assert ours.entries.keys() == theirs.entries.keys()
+    assert (ours.datasets, ours.n_chunks) == (theirs.datasets, theirs.n_chunks)
+    for name in theirs.entries:
+        (values, counts), (wanted, n) = ours.sums(name, CHUNK), theirs.sums(name, CHUNK)
+        assert (counts == n).all()
+        assert (np.abs(values - wanted) <= 1e-3 * wanted).all(), name
+
+
+def test_sums_are_those_of_plain_loops_in_float64(tmp_path, monkeypatch):
+    write_model(tmp_path, "llama")
+    tokens = np.random.default_rng(3).integers(0, 259, size=(2, 24)).astype(np.int32)
+    monkeypatch.setattr("quantcore.calibrate.chunked", lambda *_: tokens)
+    seen = {}
+
+    sums = importance(open_huggingface(tmp_path), "", "text")
+    for row in tokens:
+        reference.logits(config_of("llama"), weights_of(config_of("llama")), row, seen)
+
+    assert seen.keys() == sums.values.keys()
+    for name, inputs in seen.items():
+        assert np.allclose(sums.values[name][0], (np.stack(inputs) ** 2).sum(axis=0), rtol=1e-4)
+
+
+def test_threads_change_no_bit(demo, text):
+    alone, together = (importance(demo, text, "it", n_ctx=CHUNK, n_chunks=24, threads=n) for n in (1, 2))
+
+    for name, values in together.values.items():
+        assert (values == alone.values[name]).all(), name
+
+
+def test_files_name_their_text_by_its_hash(measured, tmp_path):
+    measured.save(tmp_path / "it.gguf")
+
+    assert read_header(tmp_path / "it.gguf").metadata[HASHES].value == measured.hashes
+    assert len(measured.hashes[0]) == 64
+
+
+@pytest.mark.parametrize("kind", ["gguf", "dat"])
+def test_two_measurements_merged_are_one_of_both(kind, tmp_path):
+    some(2.0).save(tmp_path / f"before.{kind}")
+    sums = some(5.0)
+
+    sums.merge(open_imatrix(tmp_path / f"before.{kind}"))
+
+    assert np.allclose(sums.values["blk.0.attn_q.weight"], 7.0)
+    assert sums.counts["blk.0.attn_q.weight"] == [512.0]
+    assert (sums.n_chunks, sums.datasets) == (4, ["a.txt", "a.txt"])
+
+
+def test_experts_that_no_token_reached_stay_known_as_such(tmp_path):
+    some().save(tmp_path / "it.gguf")
+
+    found = open_imatrix(tmp_path / "it.gguf").get("blk.0.ffn_up_exps.weight", (2, 4, 3))
+
+    assert np.allclose(found, [[1 / 256, 2 / 256, 3 / 256], [1, 1, 1]])
+
+
+def test_a_matrix_of_another_model_is_not_merged(tmp_path):
+    some().save(tmp_path / "it.gguf")
+    sums = Sums(CHUNK)
+    sums.add("blk.0.attn_q.weight", np.ones((1, 4)), np.ones(1))
+
+    with pytest.raises(InputError, match=r"it\.gguf: blk\.0\.attn_q\.weight: .*made for another model"):
+        sums.merge(open_imatrix(tmp_path / "it.gguf"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_sums_that_are_no_numbers_are_not_written(value, tmp_path):
+    with pytest.raises(InputError, match=r"blk\.0\.attn_q\.weight: its inputs are no finite numbers"):
+        some(value).save(tmp_path / "it.gguf")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_short_text_is_refused(demo):
+    with pytest.raises(ShortText, match="needs at least 256"):
+        importance(demo, "It was.", "text", n_ctx=CHUNK)
+
+
+def test_the_command_makes_what_quantize_takes(tmp_path, capsys):
+    model, text, out = DEMO / "tiny-novels-7m", DEMO / "calibration.txt", tmp_path / "m.gguf"
+    arguments = ["imatrix", str(model), str(text), str(out), "--ctx", "128", "--chunks", "2", "--json"]
+
+    assert main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert main([*arguments[:4], "--ctx", "128", "--chunks", "2", "--merge", str(out)]) == 0
+    quant = str(tmp_path / "q.gguf")
+    assert main(["quantize", str(model), quant, "--to", "IQ2_XXS", "--imatrix", str(out)]) == 0
+
+    assert {key: document[key] for key in ("entries", "n_ctx", "chunks", "tokens")} == {
+        "entries": 42, "n_ctx": 128, "chunks": 2, "tokens": 256,
+    }  # fmt: skip
+    assert open_imatrix(out).n_chunks == 4
+    assert "42 entries of 2 chunks of 128 tokens" in capsys.readouterr().out
+    assert open_model(Path(quant)).get("quantize.imatrix.chunks_count") == 4
+
+
+def test_a_text_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["imatrix", str(DEMO / "tiny-novels-7m"), "missing.txt", str(tmp_path / "o.gguf")]) == 1
+
+    assert "missing.txt: cannot be read: No such file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
