@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     # What the hub passes along and never looks into.
     Source = quantcore.Source
     Plan = quantcore.Plan
+    Importance = quantcore.ImportanceMatrix
     Losses = npt.NDArray[np.float64]
 
 Kind = Literal["refused", "retry", "fault"]
@@ -41,11 +42,12 @@ Tell = Callable[[dict[str, Any]], None]
 LONGEST_LIST = 16
 N_CTX, N_PROMPT, N_GENERATED = 512, 512, 128
 PACKAGES = ("quanthub", "numpy", "gguf")
-MATRIX = (
-    "an importance matrix of the model, which this hub does not make yet. "
-    "Q2_K is small and needs none; `quantcore quantize --imatrix` takes one from llama-imatrix."
-)
-PREVIEW = 2  # the form in which previews are kept
+CALIBRATION = "calibration.txt"
+# Before the semicolon what is the same for all levels: it is then said once.
+NO_IMPORTANCE = "The level is noise without an importance matrix, which cannot be measured of this model here"
+# The grids of these levels are searched in vain where nobody says which columns count.
+WEIGHED = "IQ"
+PREVIEW = 3  # the form in which previews are kept
 
 
 class EngineError(Exception):
@@ -77,7 +79,8 @@ class LevelInfo:
     """A level as the pages show it. `bits` is what its base type costs per weight, scales included.
 
     `usual` marks the one to offer first, `special` those for models that were trained with such weights,
-    `legacy` those that better ones superseded.
+    `legacy` those that better ones superseded. `weighed` ones are made with an importance matrix where one
+    can be measured, and some are noise without (`needs_importance`).
     """
 
     name: str
@@ -88,6 +91,8 @@ class LevelInfo:
     usual: bool = False
     special: bool = False
     legacy: bool = False
+    weighed: bool = False
+    needs_importance: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,11 @@ def is_quantized(tensor_type: str) -> bool:
     return quantcore.is_quantized(tensor_type)
 
 
+def is_weighed(level: str) -> bool:
+    """Return whether a level is made with an importance matrix, where one can be measured."""
+    return any(known.weighed for known in levels() if known.name == level)
+
+
 @lru_cache(maxsize=1)
 def levels() -> tuple[LevelInfo, ...]:
     """Return every level that can be asked for, from the largest file to the smallest."""
@@ -185,7 +195,7 @@ def levels() -> tuple[LevelInfo, ...]:
     return tuple(
         LevelInfo(
             *(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits),
-            *(r.usual, r.special, r.legacy),
+            *(r.usual, r.special, r.legacy, r.needs_imatrix or r.name.startswith(WEIGHED), r.needs_imatrix),
         )
         for r in quantcore.all_recipes().values()
         if r.name not in unavailable
@@ -197,21 +207,15 @@ def unavailable_levels() -> Mapping[str, str]:
     """Return the levels that exist and cannot be asked for here, and why not."""
     known, found = quantcore.all_formats(), {}
     for recipe in quantcore.all_recipes().values():
-        if recipe.needs_imatrix:
-            found[recipe.name] = f"{recipe.name} takes {MATRIX}"
-        elif recipe.base not in known or not known[recipe.base].can_quantize:
+        if recipe.base not in known or not known[recipe.base].can_quantize:
             found[recipe.name] = f"This version cannot make {recipe.name} yet."
     return found
 
 
 def why_unavailable(names: Sequence[str]) -> list[str]:
-    """Return why levels cannot be asked for here, in sentences; a reason that several share is said once."""
+    """Return why levels that exist cannot be asked for here, in sentences."""
     reasons = unavailable_levels()
-    lacking = [name for name in names if reasons.get(name, "").endswith(MATRIX)]
-    found = [reasons[name] for name in names if name in reasons and name not in lacking]
-    if len(lacking) > 1:
-        return [f"{', '.join(lacking[:-1])} and {lacking[-1]} take {MATRIX}", *found]
-    return [*(reasons[name] for name in lacking), *found]
+    return [reasons[name] for name in names if name in reasons]
 
 
 def fingerprint(level: str, options: Mapping[str, Any] | None = None) -> str:
@@ -270,10 +274,54 @@ def _shown(value: Any) -> Any:
     return _shown(value.item()) if hasattr(value, "item") else str(value)
 
 
-def make_plan(source: Source, level: str) -> Plan:
+def make_plan(source: Source, level: str, importance: Importance | None = None) -> Plan:
     """Decide each tensor's type and the exact size of the file."""
     with translated():
-        return quantcore.make_plan(source, level)
+        return quantcore.make_plan(source, level, quantcore.Options(imatrix=importance))
+
+
+def calibration_protocol() -> dict[str, Any]:
+    """Return what two importance matrices of a model must share to be the same."""
+    return {
+        "dataset": CALIBRATION,
+        "dataset_sha256": hashlib.sha256(settings.CALIBRATION_TEXT.read_bytes()).hexdigest(),
+        "n_ctx": N_CTX,
+        "chunks_wanted": settings.CALIBRATION_CHUNKS,
+    }
+
+
+def promised_importance(revision: Revision, source: Source) -> Importance:
+    """Return what `calibrate` will make, without its values; raises `Refused` where it cannot be measured."""
+    with translated():
+        return quantcore.promised_importance(source, importance_name(revision), CALIBRATION)
+
+
+def importance_name(revision: Revision) -> str:
+    """Return what files made with a revision's importance matrix call it."""
+    return f"{revision.model.name}.imatrix.gguf"
+
+
+def calibrate(source: Source, destination: Path, tell: Tell) -> None:
+    """Measure the importance matrix of a model on the hub's text and write it, whole or not at all."""
+    raw = settings.CALIBRATION_TEXT.read_bytes()
+    with translated():
+        sums = quantcore.importance(
+            source,
+            raw.decode().removesuffix("\n"),
+            CALIBRATION,
+            digest=hashlib.sha256(raw).hexdigest(),
+            n_ctx=N_CTX,
+            n_chunks=settings.CALIBRATION_CHUNKS,
+            threads=settings.JOB_THREADS,
+            report=_reporter(tell),
+        )
+        sums.save(destination)
+
+
+def open_importance(revision: Revision, path: Path) -> Importance:
+    """Open a measured importance matrix of a revision."""
+    with translated():
+        return dataclasses.replace(quantcore.open_imatrix(path), given=importance_name(revision))
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -306,22 +354,36 @@ def preview(revision: Revision, level: str) -> PlanSummary:
 def _all_previews(revision: Revision) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         source = open_source(lay_out(revision, Path(folder)))
+        importance, why = None, ""
+        try:
+            importance = promised_importance(revision, source)
+        except EngineError as exc:
+            why = str(exc)
         seen: dict[tuple[str, ...], str] = {}
-        return {level.name: _preview(source, level.name, Path(folder), seen) for level in levels()}
+        found = {}
+        for level in levels():
+            if level.needs_importance and importance is None:
+                found[level.name] = {"refused": without_folder(f"{NO_IMPORTANCE}; {why}", Path(folder))}
+            else:
+                found[level.name] = _preview(source, level, Path(folder), importance, seen)
+        return found
 
 
-def _preview(source: Source, level: str, folder: Path, seen: dict[tuple[str, ...], str]) -> dict[str, Any]:
+def _preview(
+    source: Source, level: LevelInfo, folder: Path, importance: Importance | None, seen: dict[Any, str]
+) -> dict[str, Any]:
     """Return what is kept of a plan; `seen` are the levels before it by what they make of the tensors."""
     try:
-        plan = make_plan(source, level)
+        plan = make_plan(source, level.name, importance if level.weighed else None)
     except EngineError as exc:
         return {"refused": without_folder(str(exc), folder)}
-    first = seen.setdefault(tuple(tensor.type for tensor in plan.tensors), level)
+    types = tuple(tensor.type for tensor in plan.tensors), level.weighed and importance is not None
+    first = seen.setdefault(types, level.name)
     return {
         "file_bytes": plan.file_bytes,
         "bpw": plan.bpw,
         "warnings": list(plan.warnings),
-        "same_as": "" if first == level else first,
+        "same_as": "" if first == level.name else first,
         "unchanged": all(tensor.type == tensor.source_type for tensor in plan.tensors),
     }
 
@@ -347,7 +409,9 @@ def without_folder(text: str, folder: Path) -> str:
     return text.replace(f"{folder}/", "").replace(str(folder), "the disk")
 
 
-def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:
+def quantize(
+    source: Source, plan: Plan, destination: Path, tell: Tell, importance: Importance | None = None
+) -> Made:
     """Write the planned file; it appears under its name whole or not at all."""
     with translated():
         backend = quantcore.choose_backend(settings.BACKEND)
@@ -358,6 +422,7 @@ def quantize(source: Source, plan: Plan, destination: Path, tell: Tell) -> Made:
             threads=settings.JOB_THREADS,
             report=_reporter(tell),
             kernels=backend.kernels,
+            imatrix=importance,
         )
     return Made(made.path, made.file_bytes, made.sha256, made.seconds)
 

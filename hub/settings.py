@@ -48,6 +48,7 @@ SETTINGS = (
     Setting("QUANTHUB_THREADS", "0", "Threads a job may use; 0 means one for each core."),
     Setting("QUANTHUB_BACKEND", "auto", "What makes quants: auto, numpy, jit (compiled kernels) or cuda."),
     Setting("QUANTHUB_EVAL_CHUNKS", "60", "Chunks of 512 tokens that perplexity is measured over."),
+    Setting("QUANTHUB_CALIBRATION_CHUNKS", "100", "Chunks of 512 tokens that importance is measured over."),
     Setting("QUANTHUB_LEASE_SECONDS", "30", "Silence after which a worker counts as lost."),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -97,6 +98,7 @@ DEBUG = env_bool("QUANTHUB_DEBUG")
 BACKEND = env_choice("QUANTHUB_BACKEND", ("auto", "numpy", "jit", "cuda"))
 JOB_THREADS = env_int("QUANTHUB_THREADS") or os.cpu_count() or 1
 EVAL_CHUNKS = env_int("QUANTHUB_EVAL_CHUNKS", minimum=1)
+CALIBRATION_CHUNKS = env_int("QUANTHUB_CALIBRATION_CHUNKS", minimum=1)
 LEASE_SECONDS = env_int("QUANTHUB_LEASE_SECONDS", minimum=5)
 ADMIN_PASSWORD = env("QUANTHUB_ADMIN_PASSWORD")
 
@@ -252,6 +254,7 @@ CACHE_DIR = DATA_DIR / "cache"
 LOG_DIR = DATA_DIR / "logs"
 DEMO_DIR = BASE_DIR / "hub" / "demo"
 EVAL_TEXT = DEMO_DIR / "evaluation.txt"
+CALIBRATION_TEXT = DEMO_DIR / "calibration.txt"
 BROKER_URL = env("REDIS_URL")
 
 LOGGING = {

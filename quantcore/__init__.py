@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from quantcore import errors
     from quantcore.backends import choose as choose_backend
     from quantcore.backends import kernels_missing, wait_for_kernels
+    from quantcore.calibrate import importance
+    from quantcore.calibrate import promised as promised_importance
     from quantcore.evaluate.hardware import hardware
     from quantcore.evaluate.perplexity import Perplexity, compare, perplexity
     from quantcore.evaluate.speed import Speed, bench
     from quantcore.formats import formats as all_formats
     from quantcore.ggmltypes import is_quantized
+    from quantcore.imatrix import ImportanceMatrix, open_imatrix
     from quantcore.models import open_model
     from quantcore.pipeline import Result, quantize, verify
     from quantcore.plan import Options, Plan, make_plan
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from quantcore.sources.base import Source
 
 __all__ = [
+    "ImportanceMatrix",
     "Options",
     "Perplexity",
     "Plan",
@@ -44,11 +48,14 @@ __all__ = [
     "compare",
     "errors",
     "hardware",
+    "importance",
     "is_quantized",
     "kernels_missing",
     "make_plan",
+    "open_imatrix",
     "open_model",
     "perplexity",
+    "promised_importance",
     "quantize",
     "verify",
     "wait_for_kernels",
@@ -57,6 +64,7 @@ __all__ = [
 # Where each name lives. It is imported when it is first used: a page that lists levels need not wait for a
 # tokenizer, and a terminal answers `--help` at once.
 _HOMES = {
+    "ImportanceMatrix": "imatrix:ImportanceMatrix",
     "Options": "plan:Options",
     "Perplexity": "evaluate.perplexity:Perplexity",
     "Plan": "plan:Plan",
@@ -70,12 +78,15 @@ _HOMES = {
     "choose_backend": "backends:choose",
     "compare": "evaluate.perplexity:compare",
     "hardware": "evaluate.hardware:hardware",
+    "importance": "calibrate:importance",
     "is_quantized": "ggmltypes:is_quantized",
     "kernels_missing": "backends:kernels_missing",
     "make_plan": "plan:make_plan",
+    "open_imatrix": "imatrix:open_imatrix",
     "open_model": "models:open_model",
     "perplexity": "evaluate.perplexity:perplexity",
     "quantize": "pipeline:quantize",
+    "promised_importance": "calibrate:promised",
     "verify": "pipeline:verify",
     "wait_for_kernels": "backends:wait_for_kernels",
 }

@@ -9,13 +9,17 @@ each layer, over all positions of chunks that do not see each other. No logits a
 from __future__ import annotations
 
 import hashlib
+from math import prod
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.evaluate.forward import watch
+from quantcore.evaluate.forward import MATRICES, watch
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked
+from quantcore.evaluate.weights import Weights
+from quantcore.imatrix import Entry, ImportanceMatrix
 from quantcore.imatrixfiles import Sums
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
@@ -42,6 +46,7 @@ def importance(
     text: str,
     dataset: str,
     *,
+    digest: str = "",
     n_ctx: int = 512,
     n_chunks: int | None = None,
     threads: int | None = None,
@@ -49,10 +54,27 @@ def importance(
 ) -> Sums:
     """Return the importance matrix of a model on a text, which files will call `dataset`.
 
+    They also hold `digest`, its SHA-256: that of the text as it is given, unless another is known.
     Chunks of `n_ctx` tokens are cut as llama-imatrix does. Raises `ShortText` for a text of fewer than two
     chunks, and what reading the model raises.
     """
     chunks = chunked(source, text, n_ctx, n_chunks)
-    sums = Sums(n_ctx, datasets=[dataset], hashes=[hashlib.sha256(text.encode()).hexdigest()])
+    sums = Sums(n_ctx, datasets=[dataset], hashes=[digest or hashlib.sha256(text.encode()).hexdigest()])
     watch(source, chunks, _Squares(sums), threads=threads, report=report)
     return sums
+
+
+def promised(source: Source, given: str, dataset: str) -> ImportanceMatrix:
+    """Return what `importance` will find, but for its values: enough to plan with, exactly.
+
+    Files made with it will call it `given`. Raises `InputError` for a model that cannot be run.
+    """
+    weights = Weights(source)
+    weights.check()
+    names = {f"blk.{n}.{part}.weight" for n in range(weights.shape.layers) for part in MATRICES}
+    entries = {
+        info.name: Entry(0, info.row_length * prod(info.shape[:-2]), (1.0,))
+        for info in source.infos
+        if info.name in names
+    }
+    return ImportanceMatrix(Path(given), given, entries, (dataset,), n_chunks=1)

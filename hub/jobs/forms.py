@@ -15,6 +15,10 @@ from hub.jobs.models import Job
 from hub.jobs.queries import newest_by_level
 
 FULL_PRECISION = 16
+MATRIX = (
+    "The hub first measures on a text which columns of the weights count, once for each model; that takes "
+    "about as long as measuring perplexity."
+)
 SHARED = 3  # as many levels with the same warning have it said once, above them all
 
 
@@ -109,13 +113,16 @@ class RequestForm(forms.Form):
         exact = [choice for choice in possible if choice.level.bits >= FULL_PRECISION]
         special = [choice for choice in possible if choice.level.special and choice not in exact]
         legacy = [choice for choice in possible if choice.level.legacy]
-        first = [c for c in possible if c not in exact and c not in special and c not in legacy]
+        weighed = [choice for choice in possible if choice.level.needs_importance]
+        others = [*exact, *special, *legacy, *weighed]
+        first = [choice for choice in possible if choice not in others]
         refused = [choice for choice in self.choices if choice.refusal]
         precise = "For comparing and converting."
         if self.is_quantized:
             precise = f"Unpacked from {self.revision.tensor_type}: larger, and no more exact than that."
         found = [
             Group("", "", first),
+            Group("Smallest, by an importance matrix", MATRIX, weighed),
             Group("Older types", "Superseded, but fast on some processors.", legacy),
             Group("For models trained so", "They ruin models that were not.", special),
             Group("Full precision", precise, exact, open=not first),
@@ -135,11 +142,6 @@ class RequestForm(forms.Form):
     def is_quantized(self) -> bool:
         """Return whether the source is itself a quant."""
         return engine.is_quantized(self.revision.tensor_type)
-
-    @property
-    def out_of_reach(self) -> list[str]:
-        """Return the levels that nobody can ask this hub for yet."""
-        return list(engine.unavailable_levels())
 
     @property
     def shared_warnings(self) -> list[str]:

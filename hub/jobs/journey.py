@@ -1,4 +1,4 @@
-"""The stages of a job, in order: fetch, plan, quantize, verify, measure, publish."""
+"""The stages of a job: fetch, calibrate (if the level asks), plan, quantize, verify, measure, publish."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from django.utils import timezone
 
 from hub import blobs, engine
 from hub.catalog.templatetags.figures import duration, size
-from hub.jobs import actions, measuring, outages, workspace
+from hub.jobs import actions, importance, measuring, outages, workspace
 from hub.jobs.models import Job, Stage
+from hub.jobs.queries import stages_of
 
 SMALL = 64 << 20
 SECONDS_BETWEEN_RECORDS = 1.0
@@ -99,18 +100,20 @@ class Journey:
         self.folder = folder
         self.record = Recorder(job)
         self.revision = job.revision
+        self.importance: engine.Importance | None = None
         self.destination = folder / f"{self.revision.model.name}-{job.level}.gguf"
 
     def walk(self) -> None:
         steps: dict[Stage, Callable[[], None]] = {
             Stage.FETCH: self.fetch,
+            Stage.CALIBRATE: self.calibrate,
             Stage.PLAN: self.plan,
             Stage.QUANTIZE: self.quantize,
             Stage.VERIFY: self.verify,
             Stage.MEASURE: self.measure,
             Stage.PUBLISH: self.publish,
         }
-        for stage in Stage:
+        for stage in stages_of(self.job.level):
             actions.enter(self.job, stage)
             self.record.restart()
             steps[stage]()
@@ -126,9 +129,24 @@ class Journey:
         self.record.tell(done, total, "bytes", "", len(files), len(files))
         self.source_path = engine.lay_out(self.revision, self.folder)
 
-    def plan(self) -> None:
         self.source = engine.open_source(self.source_path)
-        self.planned = engine.make_plan(self.source, self.job.level)
+
+    def calibrate(self) -> None:
+        """Measure which columns of the weights count, unless that was done for another level."""
+        try:
+            engine.promised_importance(self.revision, self.source)
+        except engine.Refused as exc:
+            # The plan will refuse what is noise without; others are only worse.
+            actions.log(self.job, f"No importance matrix can be measured of this model: {exc}")
+            return
+        found = importance.load(self.revision)
+        how = "kept from before" if found else "measured"
+        self.importance = found or importance.measure(self.revision, self.source, self.record)
+        text = f"{len(self.importance)} entries, {self.importance.n_chunks} chunks of {engine.CALIBRATION}"
+        actions.log(self.job, f"Importance matrix, {how}: {text}.")
+
+    def plan(self) -> None:
+        self.planned = engine.make_plan(self.source, self.job.level, self.importance)
         self.job.plan = engine.plan_document(self.planned)
         actions.keep_plan(self.job, self.job.plan)
         for warning in self.planned.warnings:
@@ -140,7 +158,7 @@ class Journey:
         )
 
     def quantize(self) -> None:
-        self.made = engine.quantize(self.source, self.planned, self.destination, self.record)
+        self.made = engine.quantize(self.source, self.planned, self.destination, self.record, self.importance)
         actions.log(self.job, f"Quantized in {duration(self.made.seconds)}; SHA-256 {self.made.sha256}.")
 
     def verify(self) -> None:
@@ -156,7 +174,12 @@ class Journey:
             file_bytes=self.made.file_bytes,
             bpw=self.planned.bpw,
             seconds=self.made.seconds,
-            made_with=engine.versions(),
+            made_with=engine.versions() | self._importance_document(),
             figures=tuple(self.figures),
         )
         actions.publish(self.job, artifact)
+
+    def _importance_document(self) -> dict[str, Any]:
+        if self.importance is None:
+            return {}
+        return {"imatrix": engine.calibration_protocol() | {"chunks": self.importance.n_chunks}}

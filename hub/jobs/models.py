@@ -15,6 +15,7 @@ class Stage(models.TextChoices):
     """The journey of a job, in order."""
 
     FETCH = "fetch", "Fetch"
+    CALIBRATE = "calibrate", "Calibrate"
     PLAN = "plan", "Plan"
     QUANTIZE = "quantize", "Quantize"
     VERIFY = "verify", "Verify"

@@ -10,6 +10,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from hub import engine
 from hub.catalog.models import Revision
 from hub.catalog.templatetags.figures import size
 from hub.jobs.models import Job, JobEvent, Stage, State
@@ -101,12 +102,17 @@ def newest_by_level(revision: Revision) -> dict[str, Job]:
 
 
 def steps(job: Job, events: Iterable[JobEvent]) -> list[Step]:
-    """Return the six stages with how long each took in the newest attempt."""
+    """Return the stages of a job with how long each took in the newest attempt."""
     starts = _starts(job, events)
-    now = ORDER.index(job.stage) if job.stage in ORDER else -1
-    looks = [_look(job, place, now) for place in range(len(ORDER))]
+    order = stages_of(job.level)
+    now = order.index(Stage(job.stage)) if job.stage in order else -1
     ends = _ends(job, starts)
-    return [Step(Stage(name), look, ends.get(name)) for name, look in zip(ORDER, looks, strict=True)]
+    return [Step(stage, _look(job, place, now), ends.get(stage)) for place, stage in enumerate(order)]
+
+
+def stages_of(level: str) -> list[Stage]:
+    """Return the stages that a job for a level goes through."""
+    return [stage for stage in Stage if stage != Stage.CALIBRATE or engine.is_weighed(level)]
 
 
 def _starts(job: Job, events: Iterable[JobEvent]) -> dict[str, datetime]:

@@ -109,6 +109,7 @@ def _conclude(job: Job, status: int, why: str) -> None:
 
 _DOING = {
     Stage.FETCH: "fetching the source",
+    Stage.CALIBRATE: "measuring what weights count",
     Stage.PLAN: "planning",
     Stage.QUANTIZE: "quantizing",
     Stage.VERIFY: "verifying",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 source,
                 text,
                 str(arguments.text),
+                digest=hashlib.sha256(arguments.text.read_bytes()).hexdigest(),
                 n_ctx=arguments.ctx,
                 n_chunks=arguments.chunks,
                 threads=arguments.threads,

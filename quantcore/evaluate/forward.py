@@ -41,6 +41,11 @@ GROUP_BYTES = 1 << 29  # hidden states of all chunks of a group
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
 
 
+# The matrices of a layer by what they share as input: those that a watcher sees.
+ATTENTION_IN, ATTENTION_OUT = ("attn_q", "attn_k", "attn_v"), ("attn_output",)
+FEED_IN, FEED_OUT = ("ffn_gate", "ffn_up"), ("ffn_down",)
+MATRICES = (*ATTENTION_IN, *ATTENTION_OUT, *FEED_IN, *FEED_OUT)
+
 # What a watcher measured of the inputs that some matrices share.
 Seen = list[tuple[tuple[str, ...], Any]]
 
@@ -81,13 +86,13 @@ class Layer:
         seen: Seen = []
         chunks, rows, _ = x.shape
         normed = rms_norm(x, self.weights["attn_norm.weight"], self.eps)
-        self._see(seen, ("attn_q", "attn_k", "attn_v"), _flat(normed))
+        self._see(seen, ATTENTION_IN, _flat(normed))
         late = normed[:, start:]
         q = self._heads("attn_q", late, self.shape.heads, start)
         k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
         mixed = attend(q, k, v, start, self.window)
-        self._see(seen, ("attn_output",), _flat(mixed))
+        self._see(seen, ATTENTION_OUT, _flat(mixed))
         x = x[:, start:] + self.linear("attn_output", _flat(mixed)).reshape(late.shape)
         normed = rms_norm(x, self.weights["ffn_norm.weight"], self.eps)
         x += self._feed_forward(_flat(normed), seen).reshape(x.shape)
@@ -108,11 +113,11 @@ class Layer:
         return y
 
     def _feed_forward(self, x: Floats, seen: Seen) -> Floats:
-        self._see(seen, ("ffn_gate", "ffn_up"), x)
+        self._see(seen, FEED_IN, x)
         gate = self.linear("ffn_gate", x)
         silu(gate)
         gate *= self.linear("ffn_up", x)
-        self._see(seen, ("ffn_down",), gate)
+        self._see(seen, FEED_OUT, gate)
         return self.linear("ffn_down", gate)
 
 

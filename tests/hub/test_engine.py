@@ -1,5 +1,7 @@
 """The door to quantcore: its errors, levels and plans in the hub's words."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -42,19 +44,39 @@ def test_levels_come_largest_first_with_what_the_pages_show():
     assert all(level.title and level.summary and level.family for level in levels)
 
 
-def test_levels_that_need_importance_are_known_and_not_offered():
-    offered = {level.name for level in engine.levels()}
+def test_every_level_is_offered():
+    assert engine.unavailable_levels() == {}
+    assert {level.name for level in engine.levels() if level.needs_importance} >= {
+        "IQ1_S",
+        "IQ2_XS",
+        "Q2_K_S",
+    }
 
-    assert not offered & engine.unavailable_levels().keys()
-    assert "importance matrix" in engine.unavailable_levels()["IQ2_XS"]
-    assert "importance matrix" in engine.unavailable_levels()["Q2_K_S"]
+
+def test_a_preview_with_an_importance_matrix_is_exact(demo, tmp_path):
+    source = engine.open_source(engine.lay_out(demo, tmp_path))
+    engine.calibrate(source, tmp_path / "it.gguf", lambda _progress: None)
+    matrix = engine.open_importance(demo, tmp_path / "it.gguf")
+
+    for level in ("IQ2_XS", "IQ4_XS", "Q2_K_S"):
+        plan = engine.make_plan(source, level, matrix)
+        assert engine.preview(demo, level).file_bytes == plan.file_bytes
+        assert (
+            engine.quantize(source, plan, tmp_path / level, lambda _: None, matrix).file_bytes
+            == plan.file_bytes
+        )
 
 
-def test_a_reason_that_several_levels_share_is_said_once():
-    assert engine.why_unavailable(["Q8_0"]) == []
-    assert engine.why_unavailable(["IQ2_XS"]) == [engine.unavailable_levels()["IQ2_XS"]]
-    (reason,) = engine.why_unavailable(["IQ1_S", "Q8_0", "IQ2_XS", "IQ2_S"])
-    assert reason.startswith("IQ1_S, IQ2_XS and IQ2_S take an importance matrix of the model")
+def test_levels_that_need_importance_are_refused_where_it_cannot_be_measured(demo, monkeypatch, settings):
+    def refuse(*_arguments):
+        raise engine.Refused("no architecture is called 'mamba'")
+
+    monkeypatch.setattr(engine, "promised_importance", refuse)
+    shutil.rmtree(settings.CACHE_DIR / "previews")
+
+    with pytest.raises(engine.Refused, match=r"noise without an importance matrix.*'mamba'"):
+        engine.preview(demo, "IQ2_XS")
+    assert engine.preview(demo, "IQ4_XS").file_bytes
 
 
 def test_a_level_that_gives_a_model_nothing_new_is_told(demo):
@@ -81,8 +103,6 @@ def test_a_preview_is_the_plan_and_needs_no_file_the_second_time(demo, monkeypat
 def test_a_preview_of_an_unknown_level_is_refused(demo):
     with pytest.raises(engine.Refused, match="Q9"):
         engine.preview(demo, "Q9")
-    with pytest.raises(engine.Refused, match="IQ1_S takes an importance matrix"):
-        engine.preview(demo, "IQ1_S")
 
 
 def test_headers_tell_what_the_catalog_shows(demo, settings):

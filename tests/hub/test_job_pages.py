@@ -333,10 +333,7 @@ def test_one_level_leads_to_its_job_and_several_to_the_queue(client, alice, demo
     [
         ((), "Choose at least one level."),
         (("Q9_X",), "No level is called"),
-        (
-            ("Q8_0", "IQ2_XS"),
-            "IQ2_XS takes an importance matrix of the model, which this hub does not make yet.",
-        ),
+        (("Q8_0", "Q9_X"), "No level is called"),
     ],
 )
 def test_an_invalid_form_comes_back_with_the_reason(client, alice, demo, levels, reason):
@@ -371,11 +368,12 @@ def test_few_take_levels_that_are_folded_away_under_what_they_are_for(client, al
 
     assert 'value="Q5_K_M"' in shown
     titles = [re.search(r"<summary[^>]*>([^<]+?) *<", group)[1] for group in folded]
-    assert titles == ["Older types", "For models trained so", "Full precision", "Need an importance matrix"]
-    for group, level in zip(folded, ("Q4_0", "TQ2_0", "F16", "IQ2_XS"), strict=True):
+    smallest = "Smallest, by an importance matrix"
+    assert titles == [smallest, "Older types", "For models trained so", "Full precision"]
+    for group, level in zip(folded, ("IQ2_XS", "Q4_0", "TQ2_0", "F16"), strict=True):
         assert f">{level}<" in group
         assert f">{level}<" not in shown
-    assert "The same tensors as Q8_0." in folded[1]
+    assert "The same tensors as Q8_0." in folded[2]
 
 
 def test_what_was_chosen_is_not_folded_away(client, alice, demo):

@@ -66,7 +66,7 @@ def test_every_stage_and_every_change_of_state_is_in_the_log(ready, no_speed):
     job = make(ready)
 
     stages = [event.stage for event in job.events.filter(kind="stage")]
-    assert stages == [stage.value for stage in Stage]
+    assert stages == [stage.value for stage in Stage if stage != Stage.CALIBRATE]
     assert [event.text for event in job.events.filter(kind="state")] == [
         "alice asked for it.",
         "A worker took the job.",
@@ -201,7 +201,7 @@ def test_a_quant_published_by_another_job_meanwhile_is_taken_over(ready, no_spee
 def test_a_failure_says_who_can_mend_it_and_leaves_nothing(
     ready, monkeypatch, leftovers, raised, kind, sentence
 ):
-    def break_down(_source, _plan, destination, _tell):
+    def break_down(_source, _plan, destination, *_):
         destination.write_bytes(b"GGUF, half of it")
         raise raised
 
@@ -263,3 +263,72 @@ def test_speed_is_measured_again_where_other_programs_were_in_the_way(
     assert not left
     assert job.quant.measurements.get(metric=Metric.PP).value == pytest.approx(100 + taken)
     assert job.events.filter(text__contains="of the processors").count() == noted
+
+
+@pytest.fixture
+def quick_calibration(settings):
+    settings.CALIBRATION_CHUNKS = 2
+
+
+def made(alice, revision, level):
+    job = actions.claim(actions.submit(alice, revision, [level]).jobs.get().pk, "worker")
+    journey.make(job)
+    job.refresh_from_db()
+    return job
+
+
+def test_a_level_below_three_bits_is_made_with_a_measured_importance_matrix(
+    alice, demo, no_speed, quick_calibration, tmp_path
+):
+    job = made(alice, demo, "IQ2_XS")
+
+    assert job.error == ""
+    assert [event.stage for event in job.events.filter(kind="stage")] == [stage.value for stage in Stage]
+    text = settings.CALIBRATION_TEXT
+    assert job.quant.made_with["imatrix"] == {
+        "dataset": "calibration.txt",
+        "dataset_sha256": hashlib.sha256(text.read_bytes()).hexdigest(),
+        "n_ctx": 512,
+        "chunks_wanted": 2,
+        "chunks": 2,
+    }
+    source, matrix = settings.DEMO_DIR / "tiny-novels-7m", tmp_path / "tiny-novels-7m.imatrix.gguf"
+    quantcore = [sys.executable, "-m", "quantcore"]
+    text = (tmp_path / "calibration.txt").write_bytes(text.read_bytes()) and "calibration.txt"
+    subprocess.run([*quantcore, "imatrix", source, text, matrix, "--chunks", "2"], check=True, cwd=tmp_path)
+    command = [*quantcore, "quantize", source, "out.gguf", "--to", "IQ2_XS", "--imatrix", matrix.name]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    assert job.quant.files.get().blob_id == hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()
+
+
+def test_one_calibration_serves_all_levels(alice, demo, no_speed, quick_calibration, monkeypatch):
+    calls = []
+    calibrate = engine.calibrate
+    monkeypatch.setattr(engine, "calibrate", lambda *args: calls.append(args) or calibrate(*args))
+
+    for level in ("IQ2_XXS", "IQ1_M"):
+        assert made(alice, demo, level).quant
+
+    assert len(calls) == 1
+
+
+def test_a_damaged_matrix_is_measured_again(alice, demo, no_speed, quick_calibration):
+    assert made(alice, demo, "IQ2_XXS").quant
+    (kept,) = (settings.CACHE_DIR / "imatrices").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-100])
+
+    assert made(alice, demo, "IQ1_M").quant
+
+
+def test_a_model_that_cannot_be_run_gets_what_needs_no_matrix(alice, demo, no_speed, monkeypatch):
+    def refuse(*_arguments):
+        raise engine.Refused("no architecture is called 'mamba'")
+
+    monkeypatch.setattr(engine, "promised_importance", refuse)
+
+    fine, lost = made(alice, demo, "IQ4_XS"), made(alice, demo, "IQ2_XXS")
+
+    assert fine.quant
+    assert fine.events.filter(text__contains="No importance matrix can be measured").exists()
+    assert (lost.state, lost.error_kind) == (State.FAILED, "refused")
+    assert "noise without an importance matrix" in lost.error
