@@ -153,6 +153,15 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Closeness:
+    """How near a quant's predictions are to its source's: nats for each token, and percent of tokens."""
+
+    divergence: Figure
+    same_top: Figure
+    method: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Speed:
     """Tokens per second, how they were measured, and by what.
 
@@ -447,19 +456,62 @@ def verify(path: Path, plan: Plan) -> None:
         raise EngineError(f"The finished file is not what was planned: {exc}") from exc
 
 
+def baseline(source: Source, text: Path, destination: Path, tell: Tell) -> Quality:
+    """Measure the perplexity of a source, and keep at `destination` what KL divergence is measured against.
+
+    By llama-perplexity's protocol. As many chunks are kept as `settings.BASE_BYTES` has room for.
+    """
+    raw = text.read_bytes()
+    with translated():
+        room = settings.BASE_BYTES // quantcore.base_chunk_nbytes(quantcore.n_vocab(source), N_CTX)
+        found = quantcore.save_base(
+            source, raw.decode(), destination, n_kept=max(1, room), **_measuring(tell)
+        )
+    return _quality(found, raw)
+
+
+def is_base(path: Path) -> bool:
+    """Return whether there is a whole file that `quality` can compare with."""
+    try:
+        quantcore.open_base(path)
+    except quantcore.errors.InputError:
+        return False
+    return True
+
+
+def quality(source: Source, text: Path, base: Path, tell: Tell) -> tuple[Quality, Closeness]:
+    """Measure the perplexity of a quant, and how far its predictions are from those of its source."""
+    raw = text.read_bytes()
+    with translated():
+        found, far = quantcore.divergence(
+            source, raw.decode(), base, n_scored=settings.EVAL_CHUNKS, threads=settings.JOB_THREADS,
+            report=_reporter(tell),
+        )  # fmt: skip
+    whole = _quality(found, raw)
+    method = whole.method | {"chunks": far.chunks, "median": far.median, "p99": far.p99, "max": far.max}
+    same = Figure(100 * far.same_top, 100 * far.same_top_stderr)
+    return whole, Closeness(Figure(far.mean, far.stderr), same, method)
+
+
 def perplexity(source: Source, text: Path, tell: Tell) -> Quality:
     """Measure perplexity on a text by llama-perplexity's protocol."""
     raw = text.read_bytes()
     with translated():
-        found = quantcore.perplexity(
-            source,
-            raw.decode(),
-            n_ctx=N_CTX,
-            n_chunks=settings.EVAL_CHUNKS,
-            threads=settings.JOB_THREADS,
-            report=_reporter(tell),
-        )
-    protocol = quality_protocol(raw)
+        found = quantcore.perplexity(source, raw.decode(), **_measuring(tell))
+    return _quality(found, raw)
+
+
+def _measuring(tell: Tell) -> dict[str, Any]:
+    return {
+        "n_ctx": N_CTX,
+        "n_chunks": settings.EVAL_CHUNKS,
+        "threads": settings.JOB_THREADS,
+        "report": _reporter(tell),
+    }
+
+
+def _quality(found: Any, text: bytes) -> Quality:
+    protocol = quality_protocol(text)
     method = protocol | {
         "protocol_key": protocol_key(protocol),
         "chunks": found.chunks,

@@ -48,6 +48,11 @@ SETTINGS = (
     Setting("QUANTHUB_THREADS", "0", "Threads a job may use; 0 means one for each core."),
     Setting("QUANTHUB_BACKEND", "auto", "What makes quants: auto, numpy, jit (compiled kernels) or cuda."),
     Setting("QUANTHUB_EVAL_CHUNKS", "60", "Chunks of 512 tokens that perplexity is measured over."),
+    Setting(
+        "QUANTHUB_BASES_GB",
+        "8",
+        "Disk for what KL divergence is measured against; a quarter for one model.",
+    ),
     Setting("QUANTHUB_CALIBRATION_CHUNKS", "100", "Chunks of 512 tokens that importance is measured over."),
     Setting("QUANTHUB_LEASE_SECONDS", "30", "Silence after which a worker counts as lost."),
 )
@@ -98,6 +103,8 @@ DEBUG = env_bool("QUANTHUB_DEBUG")
 BACKEND = env_choice("QUANTHUB_BACKEND", ("auto", "numpy", "jit", "cuda"))
 JOB_THREADS = env_int("QUANTHUB_THREADS") or os.cpu_count() or 1
 EVAL_CHUNKS = env_int("QUANTHUB_EVAL_CHUNKS", minimum=1)
+BASES_BYTES = env_int("QUANTHUB_BASES_GB", minimum=1) * 10**9
+BASE_BYTES = BASES_BYTES // 4
 CALIBRATION_CHUNKS = env_int("QUANTHUB_CALIBRATION_CHUNKS", minimum=1)
 LEASE_SECONDS = env_int("QUANTHUB_LEASE_SECONDS", minimum=5)
 ADMIN_PASSWORD = env("QUANTHUB_ADMIN_PASSWORD")

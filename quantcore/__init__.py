@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from quantcore.backends import kernels_missing, wait_for_kernels
     from quantcore.calibrate import importance
     from quantcore.calibrate import promised as promised_importance
+    from quantcore.evaluate.divergence import (
+        base_chunk_nbytes,
+        divergence,
+        n_vocab,
+        open_base,
+        save_base,
+    )
     from quantcore.evaluate.hardware import hardware
     from quantcore.evaluate.perplexity import Perplexity, compare, perplexity
     from quantcore.evaluate.speed import Speed, bench
@@ -43,20 +50,25 @@ __all__ = [
     "Speed",
     "all_formats",
     "all_recipes",
+    "base_chunk_nbytes",
     "bench",
     "choose_backend",
     "compare",
+    "divergence",
     "errors",
     "hardware",
     "importance",
     "is_quantized",
     "kernels_missing",
     "make_plan",
+    "n_vocab",
+    "open_base",
     "open_imatrix",
     "open_model",
     "perplexity",
     "promised_importance",
     "quantize",
+    "save_base",
     "verify",
     "wait_for_kernels",
 ]
@@ -74,19 +86,24 @@ _HOMES = {
     "Speed": "evaluate.speed:Speed",
     "all_formats": "formats:formats",
     "all_recipes": "recipes:recipes",
+    "base_chunk_nbytes": "evaluate.divergence:base_chunk_nbytes",
     "bench": "evaluate.speed:bench",
     "choose_backend": "backends:choose",
     "compare": "evaluate.perplexity:compare",
+    "divergence": "evaluate.divergence:divergence",
     "hardware": "evaluate.hardware:hardware",
     "importance": "calibrate:importance",
     "is_quantized": "ggmltypes:is_quantized",
     "kernels_missing": "backends:kernels_missing",
     "make_plan": "plan:make_plan",
+    "n_vocab": "evaluate.divergence:n_vocab",
+    "open_base": "evaluate.divergence:open_base",
     "open_imatrix": "imatrix:open_imatrix",
     "open_model": "models:open_model",
     "perplexity": "evaluate.perplexity:perplexity",
     "quantize": "pipeline:quantize",
     "promised_importance": "calibrate:promised",
+    "save_base": "evaluate.divergence:save_base",
     "verify": "pipeline:verify",
     "wait_for_kernels": "backends:wait_for_kernels",
 }

@@ -171,6 +171,8 @@ class Measurement(models.Model):
     class Metric(models.TextChoices):
         PPL = "ppl", "Perplexity"
         PPL_INCREASE = "ppl_increase", "Perplexity increase over the source"
+        KLD = "kl_divergence", "KL divergence from the source"
+        SAME_TOP = "same_top", "Same likeliest token as the source"
         PP = "pp_tps", "Prompt speed"
         TG = "tg_tps", "Generation speed"
 

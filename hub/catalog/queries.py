@@ -24,10 +24,13 @@ class Figures:
     increase: Measurement | None = None
     prompt: Measurement | None = None
     generation: Measurement | None = None
+    divergence: Measurement | None = None
+    same_top: Measurement | None = None
 
     @property
     def known(self) -> list[Measurement]:
-        found = (self.perplexity, self.increase, self.prompt, self.generation)
+        quality = (self.perplexity, self.increase, self.divergence, self.same_top)
+        found = (*quality, self.prompt, self.generation)
         return [measurement for measurement in found if measurement]
 
     @property
@@ -184,6 +187,8 @@ def figures_of(measurements: Iterable[Measurement]) -> Figures:
         newest.get(Metric.PPL_INCREASE),
         newest.get(Metric.PP),
         newest.get(Metric.TG),
+        newest.get(Metric.KLD),
+        newest.get(Metric.SAME_TOP),
     )
 
 

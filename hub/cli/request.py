@@ -19,6 +19,8 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 METRICS = {
     "ppl": "Perplexity",
     "ppl_increase": "Perplexity increase over the source",
+    "kl_divergence": "KL divergence from the source",
+    "same_top": "Same likeliest token",
     "pp_tps": "Prompt speed",
     "tg_tps": "Generation speed",
 }

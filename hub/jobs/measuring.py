@@ -1,13 +1,15 @@
-"""The measure stage: perplexity of the quant beside its source, and speed in llama.cpp.
+"""The measure stage: how the quant predicts a text beside its source, and its speed in llama.cpp.
 
-The source is measured once for each protocol; its losses, token by token, are kept in the cache, as the error
-of a difference is far smaller when both sides are paired. What cannot be measured here is said, not guessed.
+The source is measured once for each protocol; what it predicted, token by token, is kept in the cache, as the
+error of a difference is far smaller when both sides are paired. What cannot be measured here is said, not
+guessed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,15 @@ from hub.jobs.whole import Whole
 Metric = Measurement.Metric
 
 Speeds = Mapping[Literal["pp", "tg"], engine.Speed]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the source predicted: its losses, and the base file, None where there was no room for one."""
+
+    losses: engine.Losses
+    base: Path | None
+
 
 # A share of the processors that other programs may use while speed is measured.
 QUIET = 0.1
@@ -43,21 +54,30 @@ def measure(job: Job, source: engine.Source, made: Path, tell: engine.Tell) -> l
 
 def _quality(job: Job, source: engine.Source, made: Path, whole: Whole) -> Iterable[actions.Measured]:
     try:
-        baseline = _kept(job.revision)
-        if baseline is None:
-            baseline = _baseline(job.revision, source, whole.step(SOURCE))
-        quality = engine.perplexity(engine.open_source(made), settings.EVAL_TEXT, whole.step(QUANT))
+        baseline = _kept(job.revision) or _baseline(job, source, whole.step(SOURCE))
+        quality, closeness = _beside(baseline, engine.open_source(made), whole.step(QUANT))
     except (engine.Refused, engine.NoEngine) as exc:
         actions.log(job, f"Perplexity was not measured here: {exc}")
         return []
     _require_sane(quality)
-    rise = engine.increase(baseline, quality.losses)
-    return [
+    of = {"baseline": str(job.revision.tensor_type)}
+    rise = engine.increase(baseline.losses, quality.losses)
+    found = [
         _measured(Metric.PPL, quality.perplexity, "", quality.method),
-        _measured(
-            Metric.PPL_INCREASE, rise, "", quality.method | {"baseline": str(job.revision.tensor_type)}
-        ),
+        _measured(Metric.PPL_INCREASE, rise, "", quality.method | of),
     ]
+    if closeness is not None:
+        found.append(_measured(Metric.KLD, closeness.divergence, "", closeness.method | of))
+        found.append(_measured(Metric.SAME_TOP, closeness.same_top, "%", closeness.method | of))
+    return found
+
+
+def _beside(
+    baseline: Baseline, quant: engine.Source, tell: engine.Tell
+) -> tuple[engine.Quality, engine.Closeness | None]:
+    if baseline.base is None:
+        return engine.perplexity(quant, settings.EVAL_TEXT, tell), None
+    return engine.quality(quant, settings.EVAL_TEXT, baseline.base, tell)
 
 
 def _speed(job: Job, made: Path, tell: engine.Tell) -> Iterable[actions.Measured]:
@@ -103,22 +123,31 @@ def _rows(revision: Revision, key: str) -> QuerySet[Measurement]:
     return revision.measurements.filter(metric=Metric.PPL, method__protocol_key=key)
 
 
-def _kept(revision: Revision) -> engine.Losses | None:
-    """Return the source's losses by the present protocol if both they and its figure are kept."""
+def _kept(revision: Revision) -> Baseline | None:
+    """Return what was kept of the source by the present protocol, if it is whole and its figure is known."""
     key = _key()
-    return baselines.load(revision, key) if _rows(revision, key).exists() else None
+    losses = baselines.load(revision, key) if _rows(revision, key).exists() else None
+    base = baselines.use(baselines.base(revision, key))
+    return Baseline(losses, base) if losses is not None and base is not None else None
 
 
-def _baseline(revision: Revision, source: engine.Source, tell: engine.Tell) -> engine.Losses:
-    """Measure the source's losses, keep them, and see to its row."""
-    key = _key()
-    quality = engine.perplexity(source, settings.EVAL_TEXT, tell)
+def _baseline(job: Job, source: engine.Source, tell: engine.Tell) -> Baseline:
+    """Measure the source, keep what it predicted, and see to its row."""
+    revision, key = job.revision, _key()
+    base: Path | None = baselines.base(revision, key)
+    try:
+        baselines.make_room()
+        quality = engine.baseline(source, settings.EVAL_TEXT, baselines.base(revision, key), tell)
+    except engine.WorthRetry as exc:
+        # For want of disk, most likely: perplexity takes none.
+        actions.log(job, f"KL divergence was not measured here: {exc}")
+        quality, base = engine.perplexity(source, settings.EVAL_TEXT, tell), None
     _require_sane(quality)
     baselines.save(revision, key, quality.losses)
     if not _rows(revision, key).exists():
         figure = _measured(Metric.PPL, quality.perplexity, "", quality.method)
         Measurement.objects.create(revision=revision, **vars(figure))
-    return quality.losses
+    return Baseline(quality.losses, base)
 
 
 def _require_sane(quality: engine.Quality) -> None:

@@ -121,6 +121,7 @@ class Divergence:
 
     Statistics of the divergence are in nats per token; `same_top`, the share of positions with the same
     likeliest token, and `rms_dp`, the root mean square change of a token's probability, are from 0 to 1.
+    `chunks` were compared.
     """
 
     mean: float
@@ -133,13 +134,18 @@ class Divergence:
     same_top_stderr: float
     rms_dp: float
     comparison: Comparison
+    chunks: int
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """One chunk's figures per scored token, each `(scored,)`."""
+    """One chunk's figures per scored token, each `(scored,)`; of chunks beyond the base only `nll`."""
 
     nll: Doubles
+
+
+@dataclass(frozen=True)
+class _Compared(_Scores):
     base_nll: Doubles
     kld: Doubles
     same_top: npt.NDArray[np.bool_]
@@ -152,25 +158,29 @@ def save_base(
     *,
     n_ctx: int = 512,
     n_chunks: int | None = None,
+    n_kept: int | None = None,
     threads: int | None = None,
     report: Report = ignore,
 ) -> Perplexity:
-    """Measure perplexity and write the base file at `path`, which appears only when it is whole."""
+    """Measure perplexity and write the base file at `path`, which appears only when it is whole.
+
+    It holds the first `n_kept` chunks, or all: a position takes two bytes for each token of the vocabulary.
+    """
     started = time.monotonic()
     chunks = chunked(source, text, n_ctx, n_chunks)
     first = n_ctx // 2
-    # The record width needs the vocabulary, which is the embedding's number of rows.
-    embeddings = source.tensor("token_embd.weight")
-    base = Base(path, chunks, embeddings.info.shape[0] if embeddings else 0)
-    file = AtomicFile(path, base.offset(len(chunks)))
+    base = Base(path, chunks[:n_kept], n_vocab(source))
+    file = AtomicFile(path, base.offset(len(base.tokens)))
 
     def score(chunk: int, logits: Floats) -> Doubles:
-        file.write(encode_log_probs(logits).data, base.offset(chunk))
+        if chunk < len(base.tokens):
+            file.write(encode_log_probs(logits).data, base.offset(chunk))
         return token_nll(logits, chunks[chunk, first + 1 :])
 
     file.open()
     try:
-        file.write(HEAD.pack(MAGIC, n_ctx, base.vocab, len(chunks)) + chunks.astype("<i4").tobytes())
+        head = HEAD.pack(MAGIC, n_ctx, base.vocab, len(base.tokens))
+        file.write(head + base.tokens.astype("<i4").tobytes())
         nll = map_logits(source, chunks, score, first=first, threads=threads, report=report)
         file.commit()
     finally:
@@ -184,56 +194,75 @@ def divergence(
     base_path: Path,
     *,
     n_chunks: int | None = None,
+    n_scored: int | None = None,
     threads: int | None = None,
     report: Report = ignore,
 ) -> tuple[Perplexity, Divergence]:
-    """Measure `source` against the base file of another model on the same text.
+    """Measure `source` against the base file of another model on the same text, in all or `n_chunks` chunks.
+
+    Where the base is of the beginning of the text only, the perplexity is that of `n_scored` chunks.
 
     Raises `InputError` when the base was made from another text or with another vocabulary.
     """
     started = time.monotonic()
     base = open_base(base_path)
-    chunks = _same_tokens(source, text, base, n_chunks)
-    if base.scored * len(chunks) < FEWEST:
-        raise InputError(f"only {base.scored * len(chunks)} tokens are scored; divergence needs {FEWEST}")
-    score = _scorer(base, chunks)
+    compared = min(len(base.tokens), n_chunks or len(base.tokens))
+    chunks = _same_tokens(source, text, base, compared, max(compared, n_scored or 0))
+    if base.scored * compared < FEWEST:
+        raise InputError(f"only {base.scored * compared} tokens are scored; divergence needs {FEWEST}")
+    score = _scorer(base, chunks, compared)
     scores = map_logits(source, chunks, score, first=chunks.shape[1] // 2, threads=threads, report=report)
     nll = np.concatenate([chunk.nll for chunk in scores])
     figures = summarize(nll, chunks, time.monotonic() - started)
-    return figures, _summary(scores, nll)
+    return figures, _summary([chunk for chunk in scores if isinstance(chunk, _Compared)])
 
 
-def _same_tokens(source: Source, text: str, base: Base, n_chunks: int | None) -> Tokens:
-    count = min(len(base.tokens), n_chunks or len(base.tokens))
-    chunks = chunked(source, text, base.tokens.shape[1], count)
-    # Each chunk's first token may be the opening one in one of the two and the text's in the other.
-    if chunks.shape != base.tokens[:count].shape or (chunks[:, 1:] != base.tokens[:count, 1:]).any():
-        raise InputError(f"{base.path}: was made from another text or with another tokenizer")
+def n_vocab(source: Source) -> int:
+    """Return how many tokens a model gives a probability: its embedding's number of rows."""
     embeddings = source.tensor("token_embd.weight")
-    if embeddings is None or embeddings.info.shape[0] != base.vocab:
+    return embeddings.info.shape[0] if embeddings else 0
+
+
+def base_chunk_nbytes(vocab: int, n_ctx: int) -> int:
+    """Return the bytes that a chunk takes in a base file."""
+    base = Base(Path(), np.zeros((1, n_ctx), np.int32), vocab)
+    return base.offset(1) - base.offset(0)
+
+
+def _same_tokens(source: Source, text: str, base: Base, compared: int, scored: int) -> Tokens:
+    """Return the chunks of `text`, the first `compared` of which must be those of the base."""
+    chunks = chunked(source, text, base.tokens.shape[1], scored)
+    # Each chunk's first token may be the opening one in one of the two and the text's in the other.
+    same = chunks[:compared]
+    if same.shape != base.tokens[:compared].shape or (same[:, 1:] != base.tokens[:compared, 1:]).any():
+        raise InputError(f"{base.path}: was made from another text or with another tokenizer")
+    if n_vocab(source) != base.vocab:
         raise InputError(f"{base.path}: is of a vocabulary of {base.vocab} tokens, the model has another")
     return chunks
 
 
-def _scorer(base: Base, chunks: Tokens) -> Callable[[int, Floats], _Scores]:
+def _scorer(base: Base, chunks: Tokens, compared: int) -> Callable[[int, Floats], _Scores]:
     first = chunks.shape[1] // 2
     rows = np.arange(base.scored)
 
     def score(chunk: int, logits: Floats) -> _Scores:
-        expected = base.read(chunk)
         actual = chunks[chunk, first + 1 :]
+        if chunk >= compared:
+            return _Scores(token_nll(logits, actual))
+        expected = base.read(chunk)
         same = logits.argmax(axis=-1) == expected.argmax(axis=-1)  # (scored,)
         logits -= logits.max(axis=-1, keepdims=True)  # (scored, 1)
         logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
         weight = np.where(expected > -RANGE, np.exp(expected), np.float32(0))  # (scored, vocab)
         kld = (weight * (expected - logits)).sum(axis=-1, dtype=np.float64)  # (scored,)
         nll, base_nll = -logits[rows, actual].astype(np.float64), -expected[rows, actual].astype(np.float64)
-        return _Scores(nll, base_nll, kld, same)
+        return _Compared(nll, base_nll, kld, same)
 
     return score
 
 
-def _summary(scores: list[_Scores], nll: Doubles) -> Divergence:
+def _summary(scores: list[_Compared]) -> Divergence:
+    nll = np.concatenate([chunk.nll for chunk in scores])
     kld = np.concatenate([chunk.kld for chunk in scores])
     base_nll = np.concatenate([chunk.base_nll for chunk in scores])
     same = float(np.concatenate([chunk.same_top for chunk in scores]).mean())
@@ -249,4 +278,5 @@ def _summary(scores: list[_Scores], nll: Doubles) -> Divergence:
         same_top_stderr=math.sqrt(same * (1 - same) / (len(kld) - 1)),
         rms_dp=float(np.sqrt(np.mean((np.exp(-nll) - np.exp(-base_nll)) ** 2))),
         comparison=compare(base_nll, nll),
+        chunks=len(scores),
     )

@@ -131,7 +131,7 @@ def test_a_model_is_shown_with_every_figure_and_its_error(client):
 def test_what_is_not_measured_is_said_to_be(client):
     model = add_model(1)
 
-    assert text_of(client.get(model.get_absolute_url())).count("not measured") == 4
+    assert text_of(client.get(model.get_absolute_url())).count("not measured") == 5
 
 
 @pytest.mark.django_db

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import re
 import resource
 import subprocess
@@ -13,7 +14,7 @@ from django.db import OperationalError
 
 from hub import blobs, engine
 from hub.catalog.models import Measurement, Quant
-from hub.jobs import actions, journey
+from hub.jobs import actions, baselines, journey
 from hub.jobs.models import Job, Stage, State
 
 Metric = Measurement.Metric
@@ -79,7 +80,11 @@ def test_figures_come_with_how_they_were_measured(ready, no_speed, demo):
 
     figures = {figure.metric: figure for figure in quant.measurements.all()}
     source = demo.measurements.get()
-    assert set(figures) == {Metric.PPL, Metric.PPL_INCREASE}
+    assert set(figures) == {Metric.PPL, Metric.PPL_INCREASE, Metric.KLD, Metric.SAME_TOP}
+    assert 0 < figures[Metric.KLD].value < 0.01
+    assert 90 < figures[Metric.SAME_TOP].value < 100
+    assert figures[Metric.KLD].deviation < figures[Metric.KLD].value
+    assert figures[Metric.KLD].method["chunks"] == 2
     rise = figures[Metric.PPL].value - source.value
     assert figures[Metric.PPL_INCREASE].value == pytest.approx(rise, abs=1e-9)
     # Paired errors are far smaller than those of either figure.
@@ -99,16 +104,60 @@ def test_what_cannot_be_measured_here_is_said_and_not_invented(ready, no_speed):
 
 
 def test_the_source_is_measured_once(alice, demo, ready, no_speed, monkeypatch):
-    make(ready)
     calls = []
-    measure = engine.perplexity
-    monkeypatch.setattr(engine, "perplexity", lambda *args: calls.append(args) or measure(*args))
+    measure = engine.baseline
+    monkeypatch.setattr(engine, "baseline", lambda *args: calls.append(args) or measure(*args))
+    make(ready)
 
-    job = actions.claim(actions.submit(alice, demo, ["Q4_0"]).jobs.get().pk, "worker")
-    journey.make(job)
+    assert made(alice, demo, "Q4_0").quant
 
     assert len(calls) == 1
     assert demo.measurements.count() == 1
+
+
+def test_a_damaged_base_is_measured_again(alice, demo, ready, no_speed):
+    make(ready)
+    (base,) = (settings.CACHE_DIR / "baselines").glob("*.kld")
+    base.write_bytes(base.read_bytes()[:-1])
+
+    assert made(alice, demo, "Q4_0").quant.measurements.filter(metric=Metric.KLD).exists()
+
+
+def test_of_a_large_vocabulary_the_beginning_is_compared(ready, no_speed, settings):
+    settings.BASE_BYTES = 3 << 20  # a chunk of the demo takes two megabytes
+
+    quant = make(ready).quant
+
+    chunks = {figure.metric: figure.method.get("chunks") for figure in quant.measurements.all()}
+    assert (chunks[Metric.PPL], chunks[Metric.KLD]) == (2, 1)
+
+
+def test_without_room_for_a_base_perplexity_is_measured_alone(ready, no_speed, monkeypatch):
+    def full(*_arguments):
+        raise engine.WorthRetry("needs 2.0 GB, has 1.0 GB free")
+
+    monkeypatch.setattr(engine, "baseline", full)
+
+    job = make(ready)
+
+    metrics = {figure.metric for figure in job.quant.measurements.all()}
+    assert metrics == {Metric.PPL, Metric.PPL_INCREASE}
+    assert job.events.filter(
+        text="KL divergence was not measured here: needs 2.0 GB, has 1.0 GB free"
+    ).exists()
+
+
+def test_old_bases_make_room_for_new_ones(settings):
+    settings.BASES_BYTES, settings.BASE_BYTES = 100, 25
+    folder = settings.CACHE_DIR / "baselines"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.kld").write_bytes(bytes(20))
+        os.utime(folder / f"{number}.kld", (number, number))
+
+    baselines.make_room()
+
+    assert sorted(path.name for path in folder.iterdir()) == ["2.kld", "3.kld", "4.kld"]
 
 
 def test_progress_is_stored_with_its_start_and_at_most_once_a_second(ready):

@@ -104,6 +104,10 @@ def digits_of(metric: str, value: float) -> int:
     """Return the decimals of a metric: enough to tell levels apart, the same down a column."""
     if metric == Metric.PPL_INCREASE:
         return 3
+    if metric == Metric.KLD:
+        return 4 if value < 1 else 3
+    if metric == Metric.SAME_TOP:
+        return 1
     if metric == Metric.PPL:
         return 2 if value >= 10 else 3
     return 0 if value >= 100 else 1

@@ -37,7 +37,7 @@ class Artifact:
     file_bytes: int
     bpw: float
     seconds: float
-    made_with: dict[str, str]
+    made_with: dict[str, Any]
     format: str = "gguf"
     figures: tuple[Measured, ...] = field(default=())
 

@@ -133,6 +133,19 @@ def test_a_changed_model_diverges_by_the_definition(tiny, tmp_path):
     assert far.same_top == 1.0
 
 
+def test_a_base_of_the_beginning_compares_that_and_scores_all(tiny, tmp_path):
+    whole = save_base(tiny, TEXT, tmp_path / "base", n_ctx=32, n_chunks=12, n_kept=9)
+    _, alone = divergence(tiny, TEXT, tmp_path / "base")
+
+    found, far = divergence(tiny, TEXT, tmp_path / "base", n_scored=12)
+
+    assert len(open_base(tmp_path / "base").tokens) == 9
+    assert (tmp_path / "base").stat().st_size == open_base(tmp_path / "base").offset(9)
+    assert (found.chunks, far.chunks, alone.chunks) == (12, 9, 9)
+    assert found.ppl == pytest.approx(whole.ppl, rel=1e-6)
+    assert far.mean == pytest.approx(alone.mean, abs=1e-9)
+
+
 def test_a_base_of_another_text_is_refused(tiny, tmp_path):
     save_base(tiny, TEXT, tmp_path / "base", n_ctx=32)
 
