@@ -144,6 +144,7 @@ def _check_shapes(
         kv_heads=config["num_key_value_heads"],
         head_size=head_size(config),
         vocab=config["vocab_size"],
+        wide_norms=architecture.wide_norms,
     )
     if shape.head_size % 2:
         raise UnreadableFile(f"{directory / 'config.json'}: heads of {shape.head_size} cannot be rotated")

@@ -34,6 +34,11 @@ def no_hparams(_config: Config, _name: str) -> dict[str, Value]:
     return {}
 
 
+def every_layer(_layer: int) -> bool:
+    """Rotate the heads of every layer."""
+    return True
+
+
 def no_window(_layer: int) -> int | None:
     """Let every layer attend to all earlier tokens."""
     return None
@@ -43,13 +48,18 @@ def no_window(_layer: int) -> int | None:
 class Architecture:
     """Describe one model family: a decoder of RMS norm, rotary attention and a gated feed-forward part.
 
+    Where norms stand follows from the tensors of a layer: `attn_norm` and `ffn_norm` before the parts,
+    `post_attention_norm` and `post_ffw_norm` behind them, `attn_q_norm` and `attn_k_norm` on heads.
+
     `name` is GGUF's `general.architecture`. `hf_classes` maps each Hugging Face class to the values that its
     configuration takes when config.json does not say. `rope` tells which elements of a head rotate together:
     neighbours ("normal") or the two halves ("neox"). `block` lists the tensors every layer must have, after
     `blk.N.`; `optional` those it may have. `interleaved` names projections whose rows Hugging Face keeps in
     halves and GGUF in neighbours. `states_head_size` says whether the configuration always has a head size,
     which llama.cpp's converter then writes. `extra_hparams` adds to the common metadata. `window` gives the
-    sliding window of a layer, None for full attention.
+    sliding window of a layer, None for full attention, and `rotates` whether its heads are rotated. `scaled`
+    families have factors for embeddings, residuals, attention and logits among their metadata;
+    `wide_norms` norm queries and keys as a whole, not head by head.
     """
 
     name: str
@@ -61,6 +71,9 @@ class Architecture:
     states_head_size: bool = True
     extra_hparams: Callable[[Config, str], dict[str, Value]] = field(default=no_hparams)
     window: Callable[[int], int | None] = field(default=no_window)
+    rotates: Callable[[int], bool] = field(default=every_layer)
+    scaled: bool = False
+    wide_norms: bool = False
 
     def hparams(self, config: Config, file_type: int) -> dict[str, Value]:
         """Return the `<name>.*` metadata of a complete configuration, in llama.cpp's order and types.

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model: `embedding` and `feed_forward` are vector lengths."""
+    """The sizes of a model: `embedding` and `feed_forward` are vector lengths.
+
+    `wide_norms` tells that norms of queries and keys are as wide as all heads together.
+    """
 
     layers: int
     embedding: int
@@ -17,6 +20,7 @@ class Shape:
     kv_heads: int
     head_size: int
     vocab: int
+    wide_norms: bool = False
 
     def of(self, tensor: str) -> tuple[int, ...]:
         """Return the shape, (outputs, inputs) for a matrix, that `tensor` must have."""
@@ -35,4 +39,7 @@ class Shape:
         }
         if part in wide:
             return wide[part] if kind == "weight" else wide[part][:1]
-        return (self.head_size,) if part in ("attn_q_norm", "attn_k_norm") else (self.embedding,)
+        heads = {"attn_q_norm": self.heads, "attn_k_norm": self.kv_heads}
+        if part in heads:
+            return (self.head_size * (heads[part] if self.wide_norms else 1),)
+        return (self.embedding,)

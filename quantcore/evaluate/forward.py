@@ -19,7 +19,7 @@ from quantcore.evaluate.blas import workers
 from quantcore.evaluate.meter import Meter
 from quantcore.evaluate.ops import Floats, attend, rms_norm, silu
 from quantcore.evaluate.rope import Rope, make_rope
-from quantcore.evaluate.weights import Weights
+from quantcore.evaluate.weights import Scales, Weights
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
 
@@ -60,7 +60,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer ready to run: dequantized `weights` by part, and the sliding `window` or None.
+    """One layer ready to run: dequantized `weights` by part, the sliding `window` and the `rope`, if any.
 
     `eps` is the epsilon of its norms. A `watcher` measures inputs; what it found is returned with the states.
     """
@@ -69,8 +69,9 @@ class Layer:
     weights: Mapping[str, Floats]
     shape: Shape
     eps: float
-    rope: Rope
+    rope: Rope | None
     window: int | None
+    scales: Scales
     watcher: Watcher | None
 
     def linear(self, name: str, x: Floats) -> Floats:
@@ -85,18 +86,30 @@ class Layer:
         """Return the hidden states of rows `start:` after this layer, `(chunks, rows - start, embedding)`."""
         seen: Seen = []
         chunks, rows, _ = x.shape
-        normed = rms_norm(x, self.weights["attn_norm.weight"], self.eps)
+        normed = self._normed("attn_norm", x)
         self._see(seen, ATTENTION_IN, _flat(normed))
         late = normed[:, start:]
         q = self._heads("attn_q", late, self.shape.heads, start)
         k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
-        mixed = attend(q, k, v, start, self.window)
+        mixed = attend(q, k, v, start, self.window, self.scales.attention)
         self._see(seen, ATTENTION_OUT, _flat(mixed))
-        x = x[:, start:] + self.linear("attn_output", _flat(mixed)).reshape(late.shape)
-        normed = rms_norm(x, self.weights["ffn_norm.weight"], self.eps)
-        x += self._feed_forward(_flat(normed), seen).reshape(x.shape)
+        attended = self.linear("attn_output", _flat(mixed)).reshape(late.shape)
+        x = x[:, start:] + self._scaled(self._normed("post_attention_norm", attended))
+        normed = self._normed("ffn_norm", x)
+        fed = self._feed_forward(_flat(normed), seen).reshape(x.shape)
+        x += self._scaled(self._normed("post_ffw_norm", fed))
         return Passed(x, seen)
+
+    def _normed(self, name: str, x: Floats) -> Floats:
+        """Return `x` after the norm of that name, or itself where the layer has none."""
+        weight = self.weights.get(f"{name}.weight")
+        return x if weight is None else rms_norm(x, weight, self.eps)
+
+    def _scaled(self, x: Floats) -> Floats:
+        if self.scales.residual != 1.0:
+            x *= np.float32(self.scales.residual)
+        return x
 
     def _see(self, seen: Seen, parts: tuple[str, ...], x: Floats) -> None:
         if self.watcher is not None:
@@ -105,11 +118,14 @@ class Layer:
 
     def _heads(self, name: str, x: Floats, heads: int, start: int) -> Floats:
         """Return queries or keys `(chunks, rows, heads, head_size)`, normed if need be, rotated."""
-        y = self.linear(name, _flat(x)).reshape(*x.shape[:2], heads, self.shape.head_size)
-        norm = self.weights.get(f"{name}_norm.weight")
-        if norm is not None:
-            y = rms_norm(y, norm, self.eps)
-        self.rope.rotate(y, start)
+        y = self.linear(name, _flat(x))
+        if self.shape.wide_norms:
+            y = self._normed(f"{name}_norm", y)
+        y = y.reshape(*x.shape[:2], heads, self.shape.head_size)
+        if not self.shape.wide_norms:
+            y = self._normed(f"{name}_norm", y)
+        if self.rope is not None:
+            self.rope.rotate(y, start)
         return y
 
     def _feed_forward(self, x: Floats, seen: Seen) -> Floats:
@@ -186,11 +202,17 @@ class _Run:
         def logits(place: int) -> T:
             scored = states[place][: self.tokens.shape[1] - 1 - self.first]
             normed = rms_norm(scored, norm, self.weights.eps)
-            return each(chunks[place], normed @ matrix.T)
+            return each(chunks[place], self._logits(normed, matrix))
 
         for chunk, result in zip(chunks, pool.map(logits, range(len(chunks))), strict=True):
             self.meter.logits(chunk)
             yield result
+
+    def _logits(self, normed: Floats, matrix: Floats) -> Floats:
+        found: Floats = normed @ matrix.T
+        if self.weights.scales.logits != 1.0:
+            found *= np.float32(self.weights.scales.logits)
+        return found
 
     def states(self, chunks: range, pool: Executor) -> list[Floats]:
         """Return what leaves the last layer at the positions from `first` on, for each chunk."""
@@ -210,7 +232,14 @@ class _Run:
 
     def _layer(self, index: int, pool: Executor) -> Layer:
         weights = self.weights
-        window = weights.architecture.window(index)
+        family = weights.architecture
         return Layer(
-            index, weights.layer(index, pool), weights.shape, weights.eps, self.rope, window, self.watcher
+            index=index,
+            weights=weights.layer(index, pool),
+            shape=weights.shape,
+            eps=weights.eps,
+            rope=self.rope if family.rotates(index) else None,
+            window=family.window(index),
+            scales=weights.scales,
+            watcher=self.watcher,
         )

@@ -27,16 +27,19 @@ def silu(x: Floats) -> None:
     x /= denominator
 
 
-def attend(q: Floats, k: Floats, v: Floats, start: int, window: int | None = None) -> Floats:
+def attend(
+    q: Floats, k: Floats, v: Floats, start: int, window: int | None = None, scale: float | None = None
+) -> Floats:
     """Return causal attention `(chunks, queries, heads, head_size)`.
 
     `q` `(chunks, queries, heads, head_size)` are positions from `start` on; `k`, `v`
     `(chunks, keys, kv_heads, head_size)` are positions from 0 on. Heads share keys in groups. With a
-    `window`, a position sees itself and the `window - 1` before it.
+    `window`, a position sees itself and the `window - 1` before it. Scores are multiplied by `scale`, which
+    is 1 / sqrt(head_size) if it is left out.
     """
     chunks, queries, heads, size = q.shape
     kv_heads = k.shape[2]
-    q = q * np.float32(1 / math.sqrt(size))
+    q = q * np.float32(1 / math.sqrt(size) if scale is None else scale)
     grouped = q.reshape(chunks, queries, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
     keys = k.transpose(0, 2, 3, 1)[:, :, None]  # (chunks, kv_heads, 1, size, keys)
     values = v.transpose(0, 2, 1, 3)[:, :, None]  # (chunks, kv_heads, 1, keys, size)

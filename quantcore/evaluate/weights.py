@@ -22,6 +22,19 @@ SLAB_WEIGHTS = 1 << 21
 
 
 @dataclass(frozen=True)
+class Scales:
+    """What embeddings, what parts add to the stream, scores and logits are multiplied by.
+
+    `attention` is None for the usual one, 1 / sqrt(head size).
+    """
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    attention: float | None = None
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
 class Weights:
     """Give the weights of `source` as float32 on demand; nothing is kept."""
 
@@ -51,6 +64,20 @@ class Weights:
             kv_heads=kv_heads,
             head_size=self._size("attention.key_length", embedding // heads),
             vocab=embeddings.n_rows,
+            wide_norms=self.architecture.wide_norms,
+        )
+
+    @cached_property
+    def scales(self) -> Scales:
+        """Return the factors in the metadata; as in llama.cpp 0 stands for none."""
+        if not self.architecture.scaled:
+            return Scales()
+        number = self.source.number
+        return Scales(
+            embedding=number("embedding_scale", 0.0) or 1.0,
+            residual=number("residual_scale", 0.0) or 1.0,
+            attention=number("attention.scale", 0.0) or None,
+            logits=1 / (number("logit_scale", 0.0) or 1.0),
         )
 
     @cached_property
@@ -125,6 +152,8 @@ class Weights:
             if first < last:
                 stored = tensor.read_rows(start, min(start + step, self.shape.vocab))
                 rows[first:last] = to_float(tensor.info, stored[wanted[first:last] - start])
+        if self.scales.embedding != 1.0:
+            rows *= np.float32(self.scales.embedding)
         return rows[places.reshape(tokens.shape)]
 
     def _checked(self, name: str) -> Tensor:

@@ -100,12 +100,16 @@ def moment(when: datetime | None, empty: str = "not yet", exact: bool = False) -
     )
 
 
+# From levels that ruin a model to those that nobody can tell from it are five powers of ten.
+KLD_DIGITS = ((1, 3), (0.01, 4), (0.001, 5), (0, 6))
+
+
 def digits_of(metric: str, value: float) -> int:
     """Return the decimals of a metric: enough to tell levels apart, the same down a column."""
     if metric == Metric.PPL_INCREASE:
         return 3
     if metric == Metric.KLD:
-        return 4 if value < 1 else 3
+        return next((digits for least, digits in KLD_DIGITS if value >= least), KLD_DIGITS[-1][1])
     if metric == Metric.SAME_TOP:
         return 1
     if metric == Metric.PPL:

@@ -17,7 +17,10 @@ from tests.quantcore.convert.families import LLAMA3_ROPE, config_of
 def test_a_class_leads_to_the_family_and_a_stranger_to_the_list():
     assert by_class("MistralForCausalLM") is by_name("llama")
 
-    with pytest.raises(UnknownArchitecture, match=r"MambaForCausalLM; there are LlamaForCausalLM, .*Qwen3"):
+    with pytest.raises(
+        UnknownArchitecture,
+        match=r"MambaForCausalLM; there are GraniteForCausalLM, LlamaForCausalLM, .*Qwen3",
+    ):
         by_class("MambaForCausalLM")
     with pytest.raises(UnknownArchitecture, match="'mamba'; there are llama, qwen2, qwen3"):
         by_name("mamba")

@@ -39,6 +39,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 100.0, "tie_word_embeddings": True},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 100.0, "head_dim": 16},
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        "rope_theta": 100.0,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.5,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+    },
+    "smollm3": {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "rope_theta": 100.0,
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 1, 1, 0],
+        "tie_word_embeddings": True,
+    },
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"], "rope_theta": 100.0},
 }
 
 
@@ -62,7 +78,9 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}."
         shapes |= {
-            f"{block}input_layernorm.weight": (width,),
+            f"{block}{'post_feedforward' if kind == 'Olmo2ForCausalLM' else 'input'}_layernorm.weight": (
+                width,
+            ),
             f"{block}post_attention_layernorm.weight": (width,),
             f"{block}self_attn.q_proj.weight": (q, width),
             f"{block}self_attn.k_proj.weight": (kv, width),
@@ -78,6 +96,8 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
             shapes |= {f"{block}self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))}
         if kind == "Qwen3ForCausalLM":
             shapes |= {f"{block}self_attn.{p}_norm.weight": (size,) for p in "qk"}
+        if kind == "Olmo2ForCausalLM":
+            shapes |= {f"{block}self_attn.{p}_norm.weight": (n,) for p, n in (("q", q), ("k", kv))}
     return {
         name: (random.standard_normal(shape) * 0.3 + ("norm" in name)).astype(np.float32)
         for name, shape in shapes.items()

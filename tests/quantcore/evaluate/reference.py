@@ -70,28 +70,43 @@ def logits(config, weights, tokens, seen=None):
     )
     size = config.get("head_dim") or config["hidden_size"] // heads
     frequencies = rope_frequencies(config, size)
-    states = [w["model.embed_tokens.weight"][token] for token in tokens]
+    # Factors of Granite, 1 in all others.
+    residual, score = config.get("residual_multiplier", 1.0), config.get("attention_multiplier")
+    embedding = config.get("embedding_multiplier", 1.0)
+    rotated = config.get("no_rope_layers", [1] * config["num_hidden_layers"])
+    behind = "model.layers.0.post_feedforward_layernorm.weight" in w  # norms stand behind the parts
+    states = [embedding * w["model.embed_tokens.weight"][token] for token in tokens]
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}."
         keys, values = [], []
         for position, x in enumerate(states):
-            normed = norm(x, w[f"{block}input_layernorm.weight"], eps)
+            normed = x if behind else norm(x, w[f"{block}input_layernorm.weight"], eps)
             q, k, v = (project(f"{block}self_attn.{p}_proj", normed) for p in "qkv")
+            if behind:
+                q = norm(q, w[f"{block}self_attn.q_norm.weight"], eps)
+                k = norm(k, w[f"{block}self_attn.k_norm.weight"], eps)
             q, k = q.reshape(heads, size), k.reshape(kv_heads, size)
-            if f"{block}self_attn.q_norm.weight" in w:
+            if f"{block}self_attn.q_norm.weight" in w and not behind:
                 q = np.stack([norm(head, w[f"{block}self_attn.q_norm.weight"], eps) for head in q])
                 k = np.stack([norm(head, w[f"{block}self_attn.k_norm.weight"], eps) for head in k])
-            keys.append([rotate(head, position, frequencies) for head in k])
+            place = position if rotated[layer] else 0
+            keys.append([rotate(head, place, frequencies) for head in k])
             values.append(v.reshape(kv_heads, size))
             mixed = []
             for h in range(heads):
-                g, query = h // (heads // kv_heads), rotate(q[h], position, frequencies)
-                scores = np.array([query @ key[g] for key in keys]) / math.sqrt(size)
+                g, query = h // (heads // kv_heads), rotate(q[h], place, frequencies)
+                scores = np.array([query @ key[g] for key in keys]) * (score or 1 / math.sqrt(size))
                 share = np.exp(scores - scores.max())
                 mixed.append(sum(s * value[g] for s, value in zip(share / share.sum(), values, strict=True)))
-            attended = x + project(f"{block}self_attn.o_proj", np.concatenate(mixed))
-            normed = norm(attended, w[f"{block}post_attention_layernorm.weight"], eps)
+            attended = project(f"{block}self_attn.o_proj", np.concatenate(mixed))
+            after = w[f"{block}post_attention_layernorm.weight"]
+            attended = x + residual * (norm(attended, after, eps) if behind else attended)
+            normed = attended if behind else norm(attended, after, eps)
             gate, up = (project(f"{block}mlp.{p}_proj", normed) for p in ("gate", "up"))
-            states[position] = attended + project(f"{block}mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
+            fed = project(f"{block}mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
+            if behind:
+                fed = norm(fed, w[f"{block}post_feedforward_layernorm.weight"], eps)
+            states[position] = attended + residual * fed
     output = w.get("lm_head.weight", w["model.embed_tokens.weight"])
-    return np.stack([output @ norm(x, w["model.norm.weight"], eps) for x in states])
+    found = np.stack([output @ norm(x, w["model.norm.weight"], eps) for x in states])
+    return found / config.get("logits_scaling", 1.0)

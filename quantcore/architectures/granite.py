@@ -1,0 +1,41 @@
+"""Granite 3, dense: a Llama whose embeddings, residuals, attention and logits are scaled."""
+
+from __future__ import annotations
+
+from quantcore.architectures.base import Architecture, Config, register
+from quantcore.architectures.llama import LLAMA, sizes
+from quantcore.ggufkv import Value, f32
+
+# Key after the architecture's name, and the field of config.json.
+SCALES = (
+    ("attention.scale", "attention_multiplier"),
+    ("embedding_scale", "embedding_multiplier"),
+    ("residual_scale", "residual_multiplier"),
+    ("logit_scale", "logits_scaling"),
+)
+
+
+def scales(config: Config, name: str) -> dict[str, Value]:
+    """Return the sizes of a Llama, and the four factors."""
+    stated = {f"{name}.{key}": f32(config[field]) for key, field in SCALES if config.get(field)}
+    return sizes(config, name) | stated
+
+
+GRANITE = register(
+    Architecture(
+        name="granite",
+        hf_classes={
+            "GraniteForCausalLM": {
+                "max_position_embeddings": 2048,
+                "rms_norm_eps": 1e-6,
+                "logits_scaling": 1.0,
+            }
+        },
+        rope="normal",
+        optional=LLAMA.optional,
+        interleaved=LLAMA.interleaved,
+        states_head_size=False,
+        extra_hparams=scales,
+        scaled=True,
+    )
+)

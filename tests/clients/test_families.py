@@ -1,0 +1,61 @@
+"""llama.cpp sees in a converted model of each family what our forward pass sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantcore.convert import open_huggingface
+from quantcore.evaluate.forward import map_logits
+from quantcore.models import open_model
+from quantcore.pipeline import quantize
+from quantcore.plan import make_plan
+from tests.quantcore.convert.families import FAMILIES, SMALL, write_model
+
+xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's engine is not installed")
+
+TOKENS = np.random.default_rng(5).integers(0, 256, size=(1, 48)).astype(np.int32)
+PLACES = (1, 7, 24, 47)  # how many tokens were read
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def converted(request, tmp_path) -> Path:
+    write_model(tmp_path / "model", request.param)
+    source = open_huggingface(tmp_path / "model")
+    return quantize(source, make_plan(source, "F32"), tmp_path / "model.gguf").path
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def test_log_probabilities_are_llama_cpps(converted):
+    """With keys and values in 32 bits and attention by plain sums, the two agree to all digits of float32."""
+    (ours,) = map_logits(open_model(converted), TOKENS, lambda _chunk, logits: log_softmax(logits))
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(converted)
+    parameters.n_ctx = 64
+    parameters.cpuparams.n_threads = 1
+    parameters.verbosity = -1
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    engine = xllamacpp.Server(parameters)
+
+    compared = 0
+    for place in PLACES:
+        prompt = [int(token) for token in TOKENS[0, :place]]
+        asked = {"prompt": prompt, "temperature": 0, "n_predict": 1, "n_probs": SMALL["vocab_size"]}
+        answer = engine.handle_completions(asked)
+        told = answer["choices"][0]["logprobs"]
+        if told is None:  # the likeliest byte is the beginning of a letter, and it waits for the rest
+            continue
+        theirs = np.full(SMALL["vocab_size"], np.nan)
+        for entry in told["content"][0]["top_logprobs"]:
+            theirs[entry["id"]] = entry["logprob"]
+        compared += 1
+        assert np.abs(ours[place - 1] - theirs).max() < 1e-4
+    assert compared >= 2
