@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -88,10 +89,42 @@ def test_the_order_of_rows_of_q_matters(tmp_path):
         ("qwen2", "attn_v.bias"),
         ("qwen3", "attn_k_norm.weight"),
         ("llama", "rope_freqs.weight"),
+        ("olmo2", "attn_q_norm.weight"),
+        ("olmo2", "post_attention_norm.weight"),
+        ("olmo2", "post_ffw_norm.weight"),
     ],
 )
 def test_biases_norms_and_rope_factors_matter(source, name):
     assert far_from(ours(source), with_tensor(source, name, lambda rows: np.full_like(rows, 1.25)))
+
+
+@pytest.mark.parametrize("key", ["attention.scale", "embedding_scale", "residual_scale", "logit_scale"])
+def test_the_scales_of_granite_matter(tmp_path, key):
+    write_model(tmp_path, "granite")
+    source = open_huggingface(tmp_path)
+
+    changed = replace(source, metadata={**source.metadata, f"granite.{key}": f32(1.5)})
+
+    assert far_from(ours(source), changed)
+
+
+def test_the_layers_that_rotate_nothing_matter(tmp_path, monkeypatch):
+    write_model(tmp_path, "smollm3")
+    source = open_huggingface(tmp_path)
+    logits = ours(source)
+
+    monkeypatch.setattr("quantcore.architectures.smollm3.EVERY", 3)
+
+    assert far_from(logits, source)
+
+
+def test_other_layers_without_positions_are_refused(tmp_path):
+    write_model(tmp_path, "smollm3")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"no_rope_layers": [1, 0, 1, 0]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(UnknownArchitecture, match=r"config\.json: no_rope_layers are not every fourth layer"):
+        open_huggingface(tmp_path)
 
 
 def test_an_output_matrix_is_not_the_embeddings(tmp_path):
