@@ -230,16 +230,23 @@ def flat(name: str) -> Ints:
     book, near = codebook(name), neighbours(name)
     chunks = -(-near.counts // LANES)
     first = np.cumsum(chunks, dtype=np.int32) - chunks
-    mapped = np.where(near.index >= 0, near.index, -1 - (32 * first + chunks))
-    indices = _in_chunks(near, chunks, first)
-    levels = book.points[indices].reshape(-1, LANES, book.size).transpose(0, 2, 1)  # (chunks, size, 16)
-    rows = np.ascontiguousarray(levels).reshape(-1).view(np.int32)  # (chunks * size * 4,)
+    slots = LANES * int(chunks.sum())
+    lengths = [len(near.index), slots, slots * book.size // 4, book.points.size, len(near.start)]
+    lengths += [len(near.choices), LANES]
+    ends = np.cumsum([len(lengths), *lengths], dtype=np.int32)
+    out = np.zeros(ends[-1], np.int32)
+    out[: len(lengths)] = ends[:-1]
+    # Each is put in its place as soon as it is made: this is where a process that quantizes has its peak.
+    mapped, indices, rows, points, starts, words = np.split(out, ends)[1:-2]
+    mapped[:] = np.where(near.index >= 0, near.index, -1 - (32 * first + chunks))
+    indices[:] = _in_chunks(near, chunks, first)
+    levels = rows.view(np.uint8).reshape(-1, book.size, LANES).transpose(0, 2, 1)  # (chunks, 16, size)
+    np.take(book.points, indices.reshape(-1, LANES), axis=0, out=levels)
+    points[:] = book.points.reshape(-1)
+    starts[:] = near.start
     shifts = np.arange(book.size, dtype=np.int32) * word_bits(book.levels)
-    words = (book.points.astype(np.int32) << shifts).sum(axis=1, dtype=np.int32)[near.choices]
-    points = book.points.reshape(-1).astype(np.int32)
-    parts = [mapped, indices, rows, points, near.start, words, np.zeros(LANES, np.int32)]
-    head = np.cumsum([len(parts), *(len(part) for part in parts[:-1])], dtype=np.int32)
-    return np.concatenate([head, *parts])
+    np.take((book.points.astype(np.int32) << shifts).sum(axis=1, dtype=np.int32), near.choices, out=words)
+    return out
 
 
 def _in_chunks(near: Neighbours, chunks: Ints, first: Ints) -> Ints:
