@@ -40,6 +40,13 @@ class _Squares:
         for name in names:
             self._sums.add(name, squares[None], np.array([rows], dtype=np.float64))
 
+    def add_expert(
+        self, names: tuple[str, ...], expert: int, experts: int, measured: tuple[npt.NDArray[np.float64], int]
+    ) -> None:
+        squares, rows = measured
+        for name in names:
+            self._sums.add_expert(name, expert, experts, squares, rows)
+
 
 def importance(
     source: Source,

@@ -6,9 +6,9 @@ read row by row when somebody asks. Whoever writes the file chooses the types.
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ import numpy.typing as npt
 
 from quantcore.architectures import Architecture, by_class
 from quantcore.architectures.base import Config, head_size
-from quantcore.architectures.hparams import llama3_factors
-from quantcore.architectures.shape import Shape
+from quantcore.architectures.hparams import llama3_factors, n_experts
+from quantcore.architectures.shape import Shape, same_shape
 from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
 from quantcore.ggufkv import QUANTIZATION_VERSION, Value, encode, string, u32
 from quantcore.sources.base import Source
 from quantcore.sources.jsonfiles import read_object
 from quantcore.sources.safetensors import STORAGE, StoredTensor, open_directory
+from quantcore.sources.stacked import Stacked, stack
 from quantcore.tensors import RowReader, Tensor, TensorInfo
 from quantcore.vocabulary import tokenizer_metadata
 from quantcore.writerkeys import captured
 
+Stored = StoredTensor | Stacked
+
+_EXPERT = re.compile(r"(.*\.experts)\.(\d{1,6})\.(.+)")
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # of general.file_type
 
 # Buffers that old checkpoints carry along; the forward pass computes them.
@@ -36,7 +40,11 @@ BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 MAX_COUNT = 2**31 - 1
-OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+OPTIONAL_COUNTS = (
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    "shared_expert_intermediate_size",
+)
 
 
 def open_huggingface(directory: Path) -> Source:
@@ -105,7 +113,7 @@ def _check_sound(directory: Path, architecture: Architecture, config: Config) ->
 
 def _named(
     directory: Path, architecture: Architecture, config: Config, stored: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
+) -> dict[str, Stored]:
     """Return the tensors that a GGUF file holds by the names they have there."""
     layers = config["num_hidden_layers"]
     if layers > len(stored):  # a table of names for layers that nobody has could fill the memory
@@ -115,8 +123,8 @@ def _named(
         )
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
-    named: dict[str, StoredTensor] = {}
-    for hf_name, tensor in stored.items():
+    named: dict[str, Stored] = {}
+    for hf_name, tensor in _stacked(stored, n_experts(config)).items():
         if hf_name.endswith(BUFFERS) or (hf_name == "lm_head.weight" and config.get("tie_word_embeddings")):
             continue
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
@@ -132,8 +140,28 @@ def _named(
     return named
 
 
+def _stacked(stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stored]:
+    """Return tensors by name, the experts of a layer as one under the name that GGUF's tables know."""
+    found: dict[str, Stored] = {}
+    stacks: dict[str, dict[int, StoredTensor]] = {}
+    for name, tensor in stored.items():
+        match = _EXPERT.fullmatch(name)
+        if match is None or not experts:
+            found[name] = tensor
+            continue
+        whole = f"{match[1]}.{match[3]}"
+        # Mixtral's names stand there as those of the first release.
+        whole = (
+            whole.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
+            if ("block_sparse_moe" in whole)
+            else whole
+        )
+        stacks.setdefault(whole, {})[int(match[2])] = tensor
+    return found | {name: stack(name, parts, experts) for name, parts in stacks.items()}
+
+
 def _check_shapes(
-    directory: Path, architecture: Architecture, config: Config, named: Mapping[str, StoredTensor]
+    directory: Path, architecture: Architecture, config: Config, named: Mapping[str, Stored]
 ) -> None:
     """Refuse weights that lack a tensor or have one of another shape than the configuration means."""
     shape = Shape(
@@ -145,22 +173,26 @@ def _check_shapes(
         head_size=head_size(config),
         vocab=config["vocab_size"],
         wide_norms=architecture.wide_norms,
+        experts=n_experts(config),
+        experts_used=config.get("num_experts_per_tok") or 0,
+        expert_feed_forward=config.get("moe_intermediate_size") or config["intermediate_size"],
+        shared_feed_forward=config.get("shared_expert_intermediate_size") or 0,
     )
     if shape.head_size % 2:
         raise UnreadableFile(f"{directory / 'config.json'}: heads of {shape.head_size} cannot be rotated")
-    layers = (f"blk.{n}.{part}" for n in range(shape.layers) for part in architecture.block)
+    layers = (f"blk.{n}.{part}" for n in range(shape.layers) for part in architecture.parts(shape.experts))
     for name in ("token_embd.weight", "output_norm.weight", *layers):
         if name not in named:
             raise UnreadableFile(f"{directory}: the weights lack {name}, which {architecture.name} needs")
     for name, tensor in named.items():
         meant = shape.of(name)
-        if tensor.shape != meant:
+        if not same_shape(tensor.shape, meant):
             raise UnreadableFile(
                 f"{tensor.path}: {tensor.name} is {list(tensor.shape)}, config.json means {list(meant)}"
             )
 
 
-def _tensor(architecture: Architecture, config: Config, name: str, stored: StoredTensor) -> Tensor:
+def _tensor(architecture: Architecture, config: Config, name: str, stored: Stored) -> Tensor:
     info = TensorInfo(name, stored.shape, stored.dtype, stored.nbytes)
     order = architecture.row_order(name, config)
     if order is None:
@@ -203,7 +235,7 @@ def _metadata(
     metadata = {
         "general.architecture": string(architecture.name),
         "general.type": string("model"),
-        **_general(directory, sum(prod(tensor.info.shape) for tensor in tensors)),
+        **_general(directory, tensors, n_experts(config)),
         **architecture.hparams(config, FILE_TYPES[stored]),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **tokenizer_metadata(directory, config["vocab_size"]),
@@ -216,14 +248,18 @@ def _metadata(
     return metadata
 
 
-def _general(directory: Path, parameters: int) -> dict[str, Value]:
+def _general(directory: Path, tensors: tuple[Tensor, ...], experts: int) -> dict[str, Value]:
     """Return name, licence, size and the like, from the model card and the directory's name."""
     directory = directory.resolve()
+    parameters = sum(tensor.info.n_elements for tensor in tensors)
+    of_experts = sum(tensor.info.n_elements for tensor in tensors if "_exps." in tensor.name)
 
     def fill(writer: gguf.GGUFWriter) -> None:
         card = gguf.Metadata.load(None, directory, None, parameters)
         card.name = card.name or directory.name
-        card.size_label = card.size_label or gguf.size_label(parameters, parameters, 0, 0)
+        card.size_label = card.size_label or gguf.size_label(
+            parameters, parameters - of_experts, of_experts // max(1, experts), experts
+        )
         card.set_gguf_meta_model(writer)
 
     try:

@@ -62,6 +62,14 @@ class Sums:
         self.values[name] += values
         self.counts[name] += counts
 
+    def add_expert(self, name: str, expert: int, experts: int, values: Doubles, count: float) -> None:
+        """Add sums `(row_length,)` of `count` inputs to those of one of `experts` matrices of a weight."""
+        if name not in self.values:
+            self.values[name] = np.zeros((experts, len(values)))
+            self.counts[name] = np.zeros(experts)
+        self.values[name][expert] += values
+        self.counts[name][expert] += count
+
     def merge(self, other: ImportanceMatrix) -> None:
         """Add what a file holds; raises `InputError` where it was made for another model."""
         for name in other.entries:

@@ -28,6 +28,10 @@ BLOCK = (
     "ffn_down.weight",
 )
 
+DENSE = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
+EXPERTS = ("ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight")
+SHARED = tuple(f"ffn_{part}_shexp.weight" for part in ("gate_inp", "gate", "up", "down"))
+
 
 def no_hparams(_config: Config, _name: str) -> dict[str, Value]:
     """Add nothing."""
@@ -60,6 +64,9 @@ class Architecture:
     sliding window of a layer, None for full attention, and `rotates` whether its heads are rotated. `scaled`
     families have factors for embeddings, residuals, attention and logits among their metadata;
     `wide_norms` norm queries and keys as a whole, not head by head.
+
+    In a mixture `experts` stand for the dense feed-forward part: stacks of matrices, a router, and in some
+    families a shared expert. `shares_add_up` makes the shares of the chosen experts add up to one.
     """
 
     name: str
@@ -74,6 +81,18 @@ class Architecture:
     rotates: Callable[[int], bool] = field(default=every_layer)
     scaled: bool = False
     wide_norms: bool = False
+    experts: tuple[str, ...] = ()
+    shares_add_up: bool = True
+
+    def parts(self, n_experts: int) -> tuple[str, ...]:
+        """Return the tensors that every layer must have; raises `UnknownArchitecture` for a mixture of a
+        family that has none.
+        """
+        if not n_experts:
+            return self.block
+        if not self.experts:
+            raise UnknownArchitecture(f"{self.name} with {n_experts} experts is not known")
+        return (*(part for part in self.block if part not in DENSE), *self.experts)
 
     def hparams(self, config: Config, file_type: int) -> dict[str, Value]:
         """Return the `<name>.*` metadata of a complete configuration, in llama.cpp's order and types.

@@ -40,10 +40,25 @@ def common_hparams(config: Config, name: str) -> dict[str, Value]:
     values["rope.freq_base"] = f32(rope["rope_theta"])
     if config.get("rms_norm_eps") is not None:
         values["attention.layer_norm_rms_epsilon"] = f32(config["rms_norm_eps"])
+    values |= _experts(config)
     if config.get("head_dim") is not None:
         values["attention.key_length"] = u32(config["head_dim"])
         values["attention.value_length"] = u32(config["head_dim"])
     return {f"{name}.{key}": value for key, value in values.items()}
+
+
+def n_experts(config: Config) -> int:
+    """Return how many experts a layer has, 0 for a dense model."""
+    return int(config.get("num_local_experts") or config.get("num_experts") or 0)
+
+
+def _experts(config: Config) -> dict[str, Value]:
+    if not n_experts(config):
+        return {}
+    return {
+        "expert_count": u32(n_experts(config)),
+        "expert_used_count": u32(config["num_experts_per_tok"]),
+    }
 
 
 def rope_parameters(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Llama and Mistral, which GGUF calls by one name.
+"""Llama, Mistral and Mixtral, which GGUF calls by one name.
 
 llama.cpp rotates neighbouring elements of a head for this name, so the rows of q and k are reordered on the
 way in. Mistral's sliding window is not applied by llama.cpp, and therefore not here either.
@@ -6,7 +6,7 @@ way in. Mistral's sliding window is not applied by llama.cpp, and therefore not 
 
 from __future__ import annotations
 
-from quantcore.architectures.base import BLOCK, Architecture, Config, head_size, register
+from quantcore.architectures.base import BLOCK, EXPERTS, Architecture, Config, head_size, register
 from quantcore.ggufkv import Value, u32
 
 
@@ -28,9 +28,18 @@ LLAMA = register(
                 "rms_norm_eps": 1e-6,
                 "num_key_value_heads": 8,
             },
+            "MixtralForCausalLM": {
+                "max_position_embeddings": 131072,
+                "rms_norm_eps": 1e-5,
+                "num_key_value_heads": 8,
+                "head_dim": None,  # not written unless it is stated
+                "num_local_experts": 8,
+                "num_experts_per_tok": 2,
+            },
         },
         rope="normal",
         block=BLOCK,
+        experts=EXPERTS,
         optional=(
             "attn_q.bias",
             "attn_k.bias",

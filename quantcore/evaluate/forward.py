@@ -17,7 +17,7 @@ import numpy.typing as npt
 from quantcore.architectures.shape import Shape
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.meter import Meter
-from quantcore.evaluate.ops import Floats, attend, rms_norm, silu
+from quantcore.evaluate.ops import Floats, attend, choose, gated, rms_norm, sigmoid
 from quantcore.evaluate.rope import Rope, make_rope
 from quantcore.evaluate.weights import Scales, Weights
 from quantcore.progress import Report, ignore
@@ -36,6 +36,9 @@ class Watcher(Protocol):
     def add(self, names: tuple[str, ...], measured: Any) -> None:
         """Take what was measured of the input that the matrices `names` share: in the order of the text."""
 
+    def add_expert(self, names: tuple[str, ...], expert: int, experts: int, measured: Any) -> None:
+        """Take what was measured of the input of one of a stack of `experts` matrices."""
+
 
 GROUP_BYTES = 1 << 29  # hidden states of all chunks of a group
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
@@ -44,10 +47,14 @@ TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices,
 # The matrices of a layer by what they share as input: those that a watcher sees.
 ATTENTION_IN, ATTENTION_OUT = ("attn_q", "attn_k", "attn_v"), ("attn_output",)
 FEED_IN, FEED_OUT = ("ffn_gate", "ffn_up"), ("ffn_down",)
-MATRICES = (*ATTENTION_IN, *ATTENTION_OUT, *FEED_IN, *FEED_OUT)
+ROUTER = ("ffn_gate_inp",)
+EXPERTS_IN, EXPERTS_OUT = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
+SHARED_IN, SHARED_OUT = ("ffn_gate_inp_shexp", "ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
+_DENSE = (*ATTENTION_IN, *ATTENTION_OUT, *FEED_IN, *FEED_OUT)
+MATRICES = (*_DENSE, *ROUTER, *EXPERTS_IN, *EXPERTS_OUT, *SHARED_IN, *SHARED_OUT)
 
-# What a watcher measured of the inputs that some matrices share.
-Seen = list[tuple[tuple[str, ...], Any]]
+# What a watcher measured of the inputs that some matrices share, and of which expert they are.
+Seen = list[tuple[tuple[str, ...], int | None, Any]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Layer:
     rope: Rope | None
     window: int | None
     scales: Scales
+    shares_add_up: bool
     watcher: Watcher | None
 
     def linear(self, name: str, x: Floats) -> Floats:
@@ -111,10 +119,10 @@ class Layer:
             x *= np.float32(self.scales.residual)
         return x
 
-    def _see(self, seen: Seen, parts: tuple[str, ...], x: Floats) -> None:
+    def _see(self, seen: Seen, parts: tuple[str, ...], x: Floats, expert: int | None = None) -> None:
         if self.watcher is not None:
             names = tuple(f"blk.{self.index}.{part}.weight" for part in parts)
-            seen.append((names, self.watcher.measure(x)))
+            seen.append((names, expert, self.watcher.measure(x)))
 
     def _heads(self, name: str, x: Floats, heads: int, start: int) -> Floats:
         """Return queries or keys `(chunks, rows, heads, head_size)`, normed if need be, rotated."""
@@ -129,10 +137,41 @@ class Layer:
         return y
 
     def _feed_forward(self, x: Floats, seen: Seen) -> Floats:
+        if not self.shape.experts:
+            return self._dense(x, seen)
+        out = self._mixture(x, seen)
+        if self.shape.shared_feed_forward:
+            out += self._shared(x, seen)
+        return out
+
+    def _mixture(self, x: Floats, seen: Seen) -> Floats:
+        """Return what the chosen experts make of each row, by their shares."""
+        self._see(seen, ROUTER, x)
+        chosen, shares = choose(self.linear("ffn_gate_inp", x), self.shape.experts_used, self.shares_add_up)
+        gates, ups, downs = (self.weights[f"ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
+        out = np.zeros_like(x)
+        for expert in range(self.shape.experts):
+            rows, nth = np.nonzero(chosen == expert)
+            if not len(rows):
+                continue
+            own = x[rows]
+            self._see(seen, EXPERTS_IN, own, expert)
+            inner = gated(own @ gates[expert].T, own @ ups[expert].T)
+            self._see(seen, EXPERTS_OUT, inner, expert)
+            out[rows] += (inner @ downs[expert].T) * shares[rows, nth][:, None]
+        return out
+
+    def _shared(self, x: Floats, seen: Seen) -> Floats:
+        self._see(seen, SHARED_IN, x)
+        inner = gated(self.linear("ffn_gate_shexp", x), self.linear("ffn_up_shexp", x))
+        self._see(seen, SHARED_OUT, inner)
+        out = self.linear("ffn_down_shexp", inner)
+        out *= sigmoid(x @ self.weights["ffn_gate_inp_shexp.weight"].reshape(-1, 1))
+        return out
+
+    def _dense(self, x: Floats, seen: Seen) -> Floats:
         self._see(seen, FEED_IN, x)
-        gate = self.linear("ffn_gate", x)
-        silu(gate)
-        gate *= self.linear("ffn_up", x)
+        gate = gated(self.linear("ffn_gate", x), self.linear("ffn_up", x))
         self._see(seen, FEED_OUT, gate)
         return self.linear("ffn_down", gate)
 
@@ -224,11 +263,19 @@ class _Run:
             results = []
             for passed in pool.map(layer.run, tasks, [start] * len(tasks)):
                 results.append(passed.states)
-                for names, measured in passed.seen:
-                    self.watcher.add(names, measured)  # type: ignore[union-attr]  # who else has measured
+                self._tell(passed.seen)
                 self.meter.layer(index, chunks, len(passed.states))
             tasks = results
         return [states for task in tasks for states in task]
+
+    def _tell(self, seen: Seen) -> None:
+        if self.watcher is None:
+            return
+        for names, expert, measured in seen:
+            if expert is None:
+                self.watcher.add(names, measured)
+            else:
+                self.watcher.add_expert(names, expert, self.weights.shape.experts, measured)
 
     def _layer(self, index: int, pool: Executor) -> Layer:
         weights = self.weights
@@ -241,5 +288,6 @@ class _Run:
             rope=self.rope if family.rotates(index) else None,
             window=family.window(index),
             scales=weights.scales,
+            shares_add_up=family.shares_add_up,
             watcher=self.watcher,
         )

@@ -20,7 +20,7 @@ def layer_cost(shape: Shape, rows: int, start: int) -> int:
     q, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     late = rows - start
     early = rows * 2 * kv * shape.embedding
-    wide = late * (2 * q + 3 * shape.feed_forward) * shape.embedding
+    wide = late * (2 * q + 3 * shape.active_feed_forward) * shape.embedding
     seen = late * (start + 1 + rows) // 2  # pairs of a position and one that it sees
     return early + wide + seen * (2 * q + shape.heads * SOFTMAX_COST)
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
+SMALLEST_SHARE = np.float32(2.0**-14)  # that llama.cpp divides by
 QUERY_BLOCK = 64  # rows of attention at a time: later keys than a block's last row are not even computed
 
 
@@ -25,6 +26,36 @@ def silu(x: Floats) -> None:
         denominator = np.exp(-x)
     denominator += np.float32(1)
     x /= denominator
+
+
+def gated(gate: Floats, up: Floats) -> Floats:
+    """Return silu(gate) * up, in place of `gate`."""
+    silu(gate)
+    gate *= up
+    return gate
+
+
+def sigmoid(x: Floats) -> Floats:
+    """Return 1 / (1 + exp(-x))."""
+    with np.errstate(over="ignore"):
+        found: Floats = np.float32(1) / (np.float32(1) + np.exp(-x))
+    return found
+
+
+def choose(logits: Floats, used: int, add_up: bool) -> tuple[npt.NDArray[np.intp], Floats]:
+    """Return the `used` likeliest experts of each row and their shares, each `(rows, used)`.
+
+    Shares are of a softmax over `logits` `(rows, experts)`, which is overwritten; `add_up` makes those of the
+    chosen add up to one.
+    """
+    logits -= logits.max(axis=-1, keepdims=True)  # (rows, 1)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=-1, keepdims=True)
+    chosen = np.argsort(-logits, axis=-1, kind="stable")[:, :used]  # (rows, used)
+    shares = np.take_along_axis(logits, chosen, axis=-1)
+    if add_up:
+        shares /= np.maximum(shares.sum(axis=-1, keepdims=True), SMALLEST_SHARE)
+    return chosen, shares
 
 
 def attend(

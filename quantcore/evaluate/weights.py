@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.architectures import Architecture, by_name
-from quantcore.architectures.shape import Shape
+from quantcore.architectures.shape import Shape, same_shape
 from quantcore.errors import UnknownArchitecture, UnreadableFile
 from quantcore.evaluate.ops import Floats
 from quantcore.formats import to_float
@@ -65,7 +65,33 @@ class Weights:
             head_size=self._size("attention.key_length", embedding // heads),
             vocab=embeddings.n_rows,
             wide_norms=self.architecture.wide_norms,
+            **self._expert_sizes,
         )
+
+    @cached_property
+    def _expert_sizes(self) -> dict[str, int]:
+        count = self.source.count("expert_count", 0)
+        if not count:
+            return {}
+        used = self._size("expert_used_count")
+        if used > count:
+            raise UnreadableFile(f"{self.source.path}: {used} of {count} experts cannot be used")
+        return {
+            "experts": count,
+            "experts_used": used,
+            "expert_feed_forward": self._size(
+                "expert_feed_forward_length", self._size("feed_forward_length")
+            ),
+            "shared_feed_forward": self.source.count("expert_shared_feed_forward_length", 0),
+        }
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """Return the tensors that every layer must have, after `blk.N.`."""
+        try:
+            return self.architecture.parts(self.source.count("expert_count", 0))
+        except UnknownArchitecture as exc:
+            raise UnknownArchitecture(f"{self.source.path}: {exc}") from exc
 
     @cached_property
     def scales(self) -> Scales:
@@ -88,7 +114,7 @@ class Weights:
     def check(self) -> None:
         """Refuse a model one of whose tensors is missing or has another shape, before any work."""
         # The family first: one that is unknown would lack fields too.
-        parts = (*self.architecture.block, *self.architecture.optional)
+        parts = (*self.parts, *self.architecture.optional)
         layers = self.shape.layers
         if layers > len(self.source.tensors):  # else the names alone could fill the memory
             raise UnreadableFile(
@@ -117,7 +143,7 @@ class Weights:
     def layer(self, index: int, pool: Executor) -> dict[str, Floats]:
         """Return the tensors of layer `index` by the part of their name after `blk.N.`."""
         parts = {}
-        for part in (*self.architecture.block, *self.architecture.optional):
+        for part in (*self.parts, *self.architecture.optional):
             name = f"blk.{index}.{part}"
             if part in self.architecture.optional and self.source.tensor(name) is None:
                 continue
@@ -159,7 +185,7 @@ class Weights:
     def _checked(self, name: str) -> Tensor:
         """Return a tensor of the shape that the metadata mean."""
         tensor, shape = self._tensor(name), self.shape.of(name)
-        if tensor.info.shape != shape:
+        if not same_shape(tensor.info.shape, shape):
             raise UnreadableFile(
                 f"{self.source.path}: {name} is {list(tensor.info.shape)}, the metadata mean {list(shape)}"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantcore.calibrate import importance
+from quantcore.calibrate import importance, promised
 from quantcore.cli import main
 from quantcore.convert import open_huggingface
 from quantcore.errors import InputError, ShortText
@@ -60,19 +60,23 @@ def test_sums_are_those_of_llama_imatrix(measured, tmp_path, kind):
         assert (np.abs(values - wanted) <= 1e-3 * wanted).all(), name
 
 
-def test_sums_are_those_of_plain_loops_in_float64(tmp_path, monkeypatch):
-    write_model(tmp_path, "llama")
+@pytest.mark.parametrize("family", ["llama", "olmo2", "mixtral", "qwen2moe"])
+def test_sums_are_those_of_plain_loops_in_float64(tmp_path, monkeypatch, family):
+    """Experts apart: each has the inputs of the tokens that were sent to it."""
+    write_model(tmp_path, family)
     tokens = np.random.default_rng(3).integers(0, 259, size=(2, 24)).astype(np.int32)
     monkeypatch.setattr("quantcore.calibrate.chunked", lambda *_: tokens)
     seen = {}
 
-    sums = importance(open_huggingface(tmp_path), "", "text")
+    source = open_huggingface(tmp_path)
+    sums = importance(source, "", "text")
     for row in tokens:
-        reference.logits(config_of("llama"), weights_of(config_of("llama")), row, seen)
+        reference.logits(config_of(family), weights_of(config_of(family)), row, seen)
 
-    assert seen.keys() == sums.values.keys()
-    for name, inputs in seen.items():
-        assert np.allclose(sums.values[name][0], (np.stack(inputs) ** 2).sum(axis=0), rtol=1e-4)
+    assert {name for name, _ in seen} == sums.values.keys() == promised(source, "", "").entries.keys()
+    for (name, number), inputs in seen.items():
+        assert sums.counts[name][number] == len(inputs)
+        assert np.allclose(sums.values[name][number], (np.stack(inputs) ** 2).sum(axis=0), rtol=1e-3)
 
 
 def test_threads_change_no_bit(demo, text):

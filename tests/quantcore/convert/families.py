@@ -54,6 +54,29 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "no_rope_layers": [1, 1, 1, 0],
         "tie_word_embeddings": True,
     },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "rope_theta": 100.0,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen2moe": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "rope_theta": 100.0,
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+    },
+    "qwen3moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "rope_theta": 100.0,
+        "head_dim": 16,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+    },
     "olmo2": {"architectures": ["Olmo2ForCausalLM"], "rope_theta": 100.0},
 }
 
@@ -65,7 +88,7 @@ def config_of(family: str) -> dict[str, Any]:
 def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
     """Return float32 weights under Hugging Face names, large enough that every part shows in the result."""
     random = np.random.default_rng(seed)
-    width, inner = config["hidden_size"], config["intermediate_size"]
+    width = config["hidden_size"]
     size = config.get("head_dim") or width // config["num_attention_heads"]
     q, kv = size * config["num_attention_heads"], size * config["num_key_value_heads"]
     kind = config["architectures"][0]
@@ -86,15 +109,13 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
             f"{block}self_attn.k_proj.weight": (kv, width),
             f"{block}self_attn.v_proj.weight": (kv, width),
             f"{block}self_attn.o_proj.weight": (width, q),
-            f"{block}mlp.gate_proj.weight": (inner, width),
-            f"{block}mlp.up_proj.weight": (inner, width),
-            f"{block}mlp.down_proj.weight": (width, inner),
+            **feed_forward_of(config, block),
         }
         if config.get("attention_bias"):
             shapes[f"{block}self_attn.o_proj.bias"] = (width,)
-        if kind == "Qwen2ForCausalLM" or config.get("attention_bias"):
+        if kind in {"Qwen2ForCausalLM", "Qwen2MoeForCausalLM"} or config.get("attention_bias"):
             shapes |= {f"{block}self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))}
-        if kind == "Qwen3ForCausalLM":
+        if kind in {"Qwen3ForCausalLM", "Qwen3MoeForCausalLM"}:
             shapes |= {f"{block}self_attn.{p}_norm.weight": (size,) for p in "qk"}
         if kind == "Olmo2ForCausalLM":
             shapes |= {f"{block}self_attn.{p}_norm.weight": (n,) for p, n in (("q", q), ("k", kv))}
@@ -102,6 +123,35 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
         name: (random.standard_normal(shape) * 0.3 + ("norm" in name)).astype(np.float32)
         for name, shape in shapes.items()
     }
+
+
+def feed_forward_of(config: dict[str, Any], block: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a layer's feed-forward part: dense, or a mixture of experts."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    experts = config.get("num_local_experts") or config.get("num_experts")
+    if not experts:
+        return _gated(f"{block}mlp.", ("gate_proj", "up_proj", "down_proj"), width, inner)
+    if config.get("num_local_experts"):
+        part, names = f"{block}block_sparse_moe.", ("w1", "w3", "w2")
+    else:
+        part, names, inner = (
+            f"{block}mlp.",
+            ("gate_proj", "up_proj", "down_proj"),
+            config["moe_intermediate_size"],
+        )
+    shapes: dict[str, tuple[int, ...]] = {f"{part}gate.weight": (experts, width)}
+    for expert in range(experts):
+        shapes |= _gated(f"{part}experts.{expert}.", names, width, inner)
+    shared = config.get("shared_expert_intermediate_size")
+    if shared:
+        shapes |= _gated(f"{part}shared_expert.", names, width, shared)
+        shapes[f"{part}shared_expert_gate.weight"] = (1, width)
+    return shapes
+
+
+def _gated(part: str, names: tuple[str, str, str], width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    gate, up, down = (f"{part}{name}.weight" for name in names)
+    return {gate: (inner, width), up: (inner, width), down: (width, inner)}
 
 
 def safetensors_bytes(tensors: dict[str, np.ndarray], dtype: str = "F32") -> bytes:

@@ -226,3 +226,56 @@ def test_a_tensor_of_another_shape_is_refused_by_name(llama, part, shape):
 
     with pytest.raises(UnreadableFile, match=rf"model\.safetensors: {name} is \[.*\], config\.json means"):
         open_huggingface(llama)
+
+
+@pytest.fixture
+def mixtral(tmp_path):
+    write_model(tmp_path, "mixtral")
+    return tmp_path
+
+
+def test_experts_become_one_stack_that_is_read_across_them(mixtral):
+    weights = weights_of(config_of("mixtral"))
+    stored = [weights[f"model.layers.1.block_sparse_moe.experts.{e}.w3.weight"] for e in range(4)]
+
+    ups = open_huggingface(mixtral).tensor("blk.1.ffn_up_exps.weight")
+
+    assert ups.info.shape == (4, 48, 32)
+    assert np.array_equal(ups.read(), np.concatenate(stored))
+    pieces = [ups.read_rows(start, min(start + 31, 192)) for start in range(0, 192, 31)]
+    assert np.array_equal(np.concatenate(pieces), np.concatenate(stored))
+    assert ups.read_rows(48, 48).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w, name: w.pop(name), "ffn.*|experts.w1.weight lacks number 2 of 4"),
+        (lambda w, name: w.update({name: w[name][:-1]}), r"experts\.2\.w1\.weight is F32 \[47, 32\]"),
+        (lambda w, name: w.update({name.replace("2", "9"): w[name]}), "has number 9, config.json means 4"),
+    ],
+)
+def test_experts_that_are_missing_or_unlike_are_named(mixtral, change, said):
+    weights = weights_of(config_of("mixtral"))
+    change(weights, "model.layers.0.block_sparse_moe.experts.2.w1.weight")
+    (mixtral / "model.safetensors").write_bytes(safetensors_bytes(weights))
+
+    with pytest.raises(UnreadableFile, match=said):
+        open_huggingface(mixtral)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob is not set"),
+        ("qwen2moe", {"norm_topk_prob": True}, "norm_topk_prob is set"),
+        ("qwen2moe", {"decoder_sparse_step": 2}, "leave layers without experts"),
+        ("qwen3", {"num_experts": 4, "num_experts_per_tok": 2}, "qwen3 with 4 experts is not known"),
+    ],
+)
+def test_mixtures_that_gguf_cannot_describe_are_refused(tmp_path, family, changes, said):
+    write_model(tmp_path, family)
+    change_config(tmp_path, **changes)
+
+    with pytest.raises(UnknownArchitecture, match=said):
+        open_huggingface(tmp_path)

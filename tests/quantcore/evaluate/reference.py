@@ -53,13 +53,48 @@ def norm(x, weight, eps):
     return x / np.sqrt(np.mean(x * x) + eps) * weight
 
 
+def mixture(config, w, block, x, seen):
+    """Return what the experts make of one token; `seen` gets inputs by name and number of the expert."""
+    if config.get("num_local_experts"):
+        part, names = f"{block}block_sparse_moe.", ("w1", "w3", "w2")
+    else:
+        part, names = f"{block}mlp.", ("gate_proj", "up_proj", "down_proj")
+
+    layer = block.split(".")[2]
+
+    def note(name, number, value):
+        if seen is not None:
+            seen.setdefault((f"blk.{layer}.ffn_{name}.weight", number), []).append(value)
+
+    def expert(which, kind="exps", number=0):
+        gate, up, down = (w[f"{part}{which}.{name}.weight"] for name in names)
+        inner = gate @ x
+        inner = inner / (1 + np.exp(-inner)) * (up @ x)
+        for name, value in (("gate", x), ("up", x), ("down", inner)):
+            note(f"{name}_{kind}", number, value)
+        return down @ inner
+
+    scores = w[f"{part}gate.weight"] @ x
+    shares = np.exp(scores) / np.exp(scores).sum()
+    chosen = np.argsort(shares)[::-1][: config["num_experts_per_tok"]]
+    total = shares[chosen].sum() if config.get("norm_topk_prob", "num_local_experts" in config) else 1.0
+    out = sum(shares[e] / total * expert(f"experts.{e}", number=e) for e in chosen)
+    note("gate_inp", 0, x)
+    if f"{part}shared_expert_gate.weight" in w:
+        note("gate_inp_shexp", 0, x)
+        out = out + expert("shared_expert", "shexp") / (
+            1 + np.exp(-(w[f"{part}shared_expert_gate.weight"] @ x))
+        )
+    return out
+
+
 def logits(config, weights, tokens, seen=None):
-    """Return float64 `(len(tokens), vocab)`; `seen` gets the inputs of each matrix by its name in GGUF."""
+    """Return float64 `(len(tokens), vocab)`; `seen` gets inputs by a matrix's name in GGUF and its number."""
 
     def project(name, x):
         if seen is not None:
             layer, part = name.split(".")[2], name.split(".")[-1]
-            seen.setdefault(f"blk.{layer}.{GGUF[part]}.weight", []).append(x)
+            seen.setdefault((f"blk.{layer}.{GGUF[part]}.weight", 0), []).append(x)
         return w[f"{name}.weight"] @ x + w.get(f"{name}.bias", 0.0)
 
     w = {name: array.astype(np.float64) for name, array in weights.items()}
@@ -102,8 +137,11 @@ def logits(config, weights, tokens, seen=None):
             after = w[f"{block}post_attention_layernorm.weight"]
             attended = x + residual * (norm(attended, after, eps) if behind else attended)
             normed = attended if behind else norm(attended, after, eps)
-            gate, up = (project(f"{block}mlp.{p}_proj", normed) for p in ("gate", "up"))
-            fed = project(f"{block}mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
+            if config.get("num_experts") or config.get("num_local_experts"):
+                fed = mixture(config, w, block, normed, seen)
+            else:
+                gate, up = (project(f"{block}mlp.{p}_proj", normed) for p in ("gate", "up"))
+                fed = project(f"{block}mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
             if behind:
                 fed = norm(fed, w[f"{block}post_feedforward_layernorm.weight"], eps)
             states[position] = attended + residual * fed
