@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from quantcore.sources.base import Source
 
 MAGIC = b"_logits_"
 HEAD = struct.Struct("<8sIii")
+ROWS = 32  # positions at a time: a large vocabulary takes much room for each
 RANGE = 16.0  # log probabilities further below the highest are not told apart
 FEWEST = 100  # scored tokens under which llama-perplexity gives no statistics
 
@@ -66,16 +67,18 @@ class Base:
     def offset(self, chunk: int) -> int:
         return HEAD.size + 4 * int(self.tokens.size) + chunk * self.scored * self.width * 2
 
-    def read(self, chunk: int) -> Floats:
-        """Return the log probabilities of `chunk`, float32 `(scored, vocab)`."""
-        count = self.scored * self.width
-        records = np.fromfile(self.path, dtype="<u2", count=count, offset=self.offset(chunk))
+    def read(self, chunk: int, rows: slice = slice(None)) -> Floats:
+        """Return the log probabilities of `rows` of the scored positions of `chunk`, float32 `(n, vocab)`."""
+        start, stop, _ = rows.indices(self.scored)
+        count, offset = (stop - start) * self.width, self.offset(chunk) + 2 * start * self.width
+        records = np.fromfile(self.path, dtype="<u2", count=count, offset=offset)
         if len(records) < count:
             raise UnreadableFile(f"{self.path}: ends inside chunk {chunk + 1} of {len(self.tokens)}")
-        records = records.reshape(self.scored, self.width)  # (scored, width)
-        heads = np.ascontiguousarray(records[:, :4]).view("<f4")  # (scored, 2): scale, lowest
-        codes = records[:, 4 : 4 + self.vocab].astype(np.float32)
-        log_probs: Floats = codes * heads[:, :1] + heads[:, 1:]  # (scored, vocab)
+        records = records.reshape(-1, self.width)  # (n, width)
+        heads = np.ascontiguousarray(records[:, :4]).view("<f4")  # (n, 2): scale, lowest
+        log_probs: Floats = records[:, 4 : 4 + self.vocab].astype(np.float32)  # (n, vocab)
+        log_probs *= heads[:, :1]
+        log_probs += heads[:, 1:]
         return log_probs
 
 
@@ -174,7 +177,9 @@ def save_base(
 
     def score(chunk: int, logits: Floats) -> Doubles:
         if chunk < len(base.tokens):
-            file.write(encode_log_probs(logits).data, base.offset(chunk))
+            for rows in _blocks(len(logits)):
+                place = base.offset(chunk) + 2 * rows.start * base.width
+                file.write(encode_log_probs(logits[rows]).data, place)
         return token_nll(logits, chunks[chunk, first + 1 :])
 
     file.open()
@@ -243,22 +248,39 @@ def _same_tokens(source: Source, text: str, base: Base, compared: int, scored: i
 
 def _scorer(base: Base, chunks: Tokens, compared: int) -> Callable[[int, Floats], _Scores]:
     first = chunks.shape[1] // 2
-    rows = np.arange(base.scored)
 
     def score(chunk: int, logits: Floats) -> _Scores:
         actual = chunks[chunk, first + 1 :]
         if chunk >= compared:
             return _Scores(token_nll(logits, actual))
-        expected = base.read(chunk)
-        same = logits.argmax(axis=-1) == expected.argmax(axis=-1)  # (scored,)
-        logits -= logits.max(axis=-1, keepdims=True)  # (scored, 1)
-        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
-        weight = np.where(expected > -RANGE, np.exp(expected), np.float32(0))  # (scored, vocab)
-        kld = (weight * (expected - logits)).sum(axis=-1, dtype=np.float64)  # (scored,)
-        nll, base_nll = -logits[rows, actual].astype(np.float64), -expected[rows, actual].astype(np.float64)
+        parts = [
+            _compare(logits[rows], base.read(chunk, rows), actual[rows]) for rows in _blocks(len(logits))
+        ]
+        nll, base_nll, kld, same = (np.concatenate(found) for found in zip(*parts, strict=True))
         return _Compared(nll, base_nll, kld, same)
 
     return score
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for start in range(0, count, ROWS):
+        yield slice(start, min(start + ROWS, count))
+
+
+def _compare(
+    logits: Floats, expected: Floats, actual: npt.NDArray[np.int32]
+) -> tuple[Doubles, Doubles, Doubles, npt.NDArray[np.bool_]]:
+    """Return what `_Compared` holds, for some rows; `logits` `(n, vocab)` is overwritten."""
+    rows = np.arange(len(actual))
+    same = logits.argmax(axis=-1) == expected.argmax(axis=-1)  # (n,)
+    logits -= logits.max(axis=-1, keepdims=True)  # (n, 1)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    nll = -logits[rows, actual].astype(np.float64)
+    base_nll = -expected[rows, actual].astype(np.float64)
+    weight = np.where(expected > -RANGE, np.exp(expected), np.float32(0))  # (n, vocab)
+    expected -= logits
+    weight *= expected
+    return nll, base_nll, weight.sum(axis=-1, dtype=np.float64), same
 
 
 def _summary(scores: list[_Compared]) -> Divergence:
