@@ -27,6 +27,19 @@ NOT_LOWER, NOT_UPPER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
 LEAD = r"[^\r\n\p{L}\p{N}]?"
 SLASH_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+QWEN35 = EITHER_CASE + (
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# The letters that have a case, which DeepSeek's first model spells out one by one.
+CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
+WIDE_SIGNS = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]"
+HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+DEEPSEEK3 = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
     """Return the pattern that cuts words where case changes."""
@@ -78,6 +91,17 @@ PRE_TOKENIZERS = (
         ("gpt-4o", "llama4", "kanana2"),
         (_cased(NOT_LOWER, NOT_UPPER, EITHER_CASE + "?", r"\p{N}{1,3}"),),
         published=(_cased(UPPER, LOWER, EITHER_CASE + "?", r"\p{N}{1,3}"),),
+    ),
+    PreTokenizer(("falcon",), (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")),
+    PreTokenizer(("qwen35",), (QWEN35,)),
+    PreTokenizer(
+        ("deepseek-llm",),
+        ("[\r\n]", rf"\s?{CASED}+", rf"\s?{WIDE_SIGNS}+", r"\s+$", HAN, r"\p{N}+"),
+    ),
+    PreTokenizer(("deepseek-coder",), ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN, r"\p{N}")),
+    PreTokenizer(
+        ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
+        (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK3),
     ),
     PreTokenizer(
         ("default",),
