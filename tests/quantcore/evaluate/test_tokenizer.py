@@ -32,6 +32,11 @@ LLAMA_CPP = {
     "tekken": "6dbd49b12d574955",
     "gpt-4o": "5044966b8dd87f5b",
     "default": "f8e66f5f1366d9df",
+    "falcon": "f8e66f5f1366d9df",
+    "qwen35": "5044966b8dd87f5b",
+    "deepseek-llm": "eb9ef0ad9972308b",
+    "deepseek-coder": "eb9ef0ad9972308b",
+    "deepseek-v3": "0d55342ed23d2bc1",
 }
 
 
