@@ -150,12 +150,8 @@ def _stacked(stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stor
             found[name] = tensor
             continue
         whole = f"{match[1]}.{match[3]}"
-        # Mixtral's names stand there as those of the first release.
-        whole = (
-            whole.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
-            if ("block_sparse_moe" in whole)
-            else whole
-        )
+        if "block_sparse_moe" in whole:  # Mixtral's: the tables know those of its first release
+            whole = whole.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
         stacks.setdefault(whole, {})[int(match[2])] = tensor
     return found | {name: stack(name, parts, experts) for name, parts in stacks.items()}
 
@@ -180,6 +176,10 @@ def _check_shapes(
     )
     if shape.head_size % 2:
         raise UnreadableFile(f"{directory / 'config.json'}: heads of {shape.head_size} cannot be rotated")
+    if shape.experts_used > shape.experts:
+        raise UnreadableFile(
+            f"{directory / 'config.json'}: num_experts_per_tok is {shape.experts_used} of {shape.experts}"
+        )
     layers = (f"blk.{n}.{part}" for n in range(shape.layers) for part in architecture.parts(shape.experts))
     for name in ("token_embd.weight", "output_norm.weight", *layers):
         if name not in named:

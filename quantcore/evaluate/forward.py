@@ -43,7 +43,6 @@ class Watcher(Protocol):
 GROUP_BYTES = 1 << 29  # hidden states of all chunks of a group
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
 
-
 # The matrices of a layer by what they share as input: those that a watcher sees.
 ATTENTION_IN, ATTENTION_OUT = ("attn_q", "attn_k", "attn_v"), ("attn_output",)
 FEED_IN, FEED_OUT = ("ffn_gate", "ffn_up"), ("ffn_down",)

@@ -264,6 +264,13 @@ def test_experts_that_are_missing_or_unlike_are_named(mixtral, change, said):
         open_huggingface(mixtral)
 
 
+def test_more_experts_in_use_than_there_are_is_refused(mixtral):
+    change_config(mixtral, num_experts_per_tok=5)
+
+    with pytest.raises(UnreadableFile, match=r"config\.json: num_experts_per_tok is 5 of 4"):
+        open_huggingface(mixtral)
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "said"),
     [
