@@ -10,10 +10,10 @@ import pytest
 
 from quantcore.evaluate.forward import map_logits
 from quantcore.evaluate.tokenizer import load_tokenizer
-from quantcore.formats import get_format
+from quantcore.imatrix import open_imatrix
 from quantcore.models import open_model
 from quantcore.pipeline import quantize
-from quantcore.plan import make_plan
+from quantcore.plan import Options, make_plan
 from quantcore.recipes import recipes
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's engine is not installed")
@@ -34,14 +34,16 @@ def tokens(source) -> np.ndarray:
     return load_tokenizer(source).encode((DEMO / "evaluation.txt").read_text()[:4000])[:LAST]
 
 
-# Levels that this version makes without an importance matrix.
-LEVELS = [it.name for it in recipes().values() if not it.needs_imatrix and get_format(it.base).can_quantize]
+IMATRIX = Path(__file__).parents[1] / "golden" / "novels.imatrix.gguf"
 
 
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=recipes())
 def made(request, source, tmp_path_factory) -> Path:
+    """A file of each level, those made with an importance matrix that need one."""
     path = tmp_path_factory.mktemp("levels") / f"{request.param}.gguf"
-    return quantize(source, make_plan(source, request.param), path).path
+    imatrix = open_imatrix(IMATRIX) if recipes()[request.param].needs_imatrix else None
+    plan = make_plan(source, request.param, Options(imatrix=imatrix))
+    return quantize(source, plan, path, imatrix=imatrix).path
 
 
 @pytest.fixture(scope="module")
