@@ -5,7 +5,8 @@
 Both programs make each level from the same F16 file in turn, A B A B, with the file in the page cache: ours
 with compiled kernels, theirs, and ours by numpy alone. Times are of whole processes, start included, and CPU
 is user + system; ratios are llama-quantize's median over ours, so more than 1 means that we are sooner.
-Levels that need an importance matrix get one. Without models given, those of `models.py` are used: the large
+Levels that need an importance matrix get one. F16 of an
+F16 file is a copy; what making it takes is measured from the same weights in F32. Without models given, those of `models.py` are used: the large
 one, and the small one for the levels over which llama-quantize takes minutes. Writes results/gguf_speed.json
 and gguf_speed.md beside this script.
 """
@@ -106,6 +107,15 @@ def measure(tool, model, imatrix, level, threads, runs, numpy_runs):
     return row
 
 
+def widened(model):
+    """Return the model with the same weights in F32, making it where it is missing."""
+    path = model.with_name(f"{model.stem}-F32.gguf")
+    if not path.exists():
+        command = [sys.executable, "-m", "quantcore", "quantize", str(model), str(path), "--to", "F32"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
 def line(row):
     mine, peer = row["jit"], row["llama_quantize"]
     numpy = f"{row['numpy_wall_ratio']:.2f} / {row['numpy_cpu_ratio']:.2f}" if "numpy" in row else "-"
@@ -160,7 +170,12 @@ def main():
     rows = []
     for level in options.levels:
         models = [(model, options.imatrix) for model in options.models]
-        for model, imatrix in models or [prepare(SMALL if level.startswith(SLOW) else LARGE, options.folder)]:
+        models = models or [prepare(SMALL if level.startswith(SLOW) else LARGE, options.folder)]
+        if level == "F16":
+            models = [
+                pair for model, imatrix in models for pair in ((model, imatrix), (widened(model), imatrix))
+            ]
+        for model, imatrix in models:
             for threads in options.threads:
                 row = measure(
                     options.llama_quantize, model, imatrix, level, threads, options.runs, options.numpy_runs

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,8 +16,6 @@ from quantcore.atomic import AtomicFile
 from quantcore.ggmltypes import type_number
 from quantcore.ggufkv import DEFAULT_ALIGNMENT, MAGIC, VERSION, Value, encode, encode_string
 from quantcore.tensors import TensorInfo
-
-_WORTH_A_THREAD = 1 << 16  # bytes
 
 
 def alignment_of(metadata: Mapping[str, Value]) -> int:
@@ -69,7 +66,6 @@ class GGUFSink:
         self.nbytes = file_nbytes(len(header), tensors, self.alignment)
         self.file = AtomicFile(path, self.nbytes)
         self._hash = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._header = header
         self._index = 0
         self._left = 0
@@ -88,7 +84,6 @@ class GGUFSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hasher.shutdown()
         self.file.discard()
 
     def write(self, name: str, data: memoryview | bytes) -> None:
@@ -102,8 +97,6 @@ class GGUFSink:
             self._put(bytes(padding(expected.nbytes, self.alignment)))
             self._index += 1
             self._begin()
-            if self._index == len(self.tensors):
-                self._hasher.shutdown()  # a model may be in thousands of parts, each with its thread
 
     def _begin(self) -> None:
         """Go to the next tensor that has any bytes."""
@@ -132,13 +125,6 @@ class GGUFSink:
         return self._hash.hexdigest()
 
     def _put(self, data: memoryview | bytes) -> None:
-        # Both take about as long, and a copy is nothing else: side by side it is done in half the time.
-        hashed = self._hasher.submit(self._hash.update, data) if len(data) >= _WORTH_A_THREAD else None
-        try:
-            self.file.write(data)
-        finally:
-            if hashed is not None:
-                hashed.result()
-        if hashed is None:
-            self._hash.update(data)
+        self.file.write(data)
+        self._hash.update(data)
         self._written += len(data)
