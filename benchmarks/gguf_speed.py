@@ -5,10 +5,10 @@
 Both programs make each level from the same F16 file in turn, A B A B, with the file in the page cache: ours
 with compiled kernels, theirs, and ours by numpy alone. Times are of whole processes, start included, and CPU
 is user + system; ratios are llama-quantize's median over ours, so more than 1 means that we are sooner.
-Levels that need an importance matrix get one. F16 of an
-F16 file is a copy; what making it takes is measured from the same weights in F32. Without models given, those of `models.py` are used: the large
-one, and the small one for the levels over which llama-quantize takes minutes. Writes results/gguf_speed.json
-and gguf_speed.md beside this script.
+Levels that need an importance matrix get one. F16 of an F16 file is a copy; what making it takes is measured
+from the same weights in F32. Without models given, those of `models.py` are used: the large one, and the
+small one for the levels over which llama-quantize takes minutes. Writes results/gguf_speed.json and
+gguf_speed.md beside this script.
 """
 
 from __future__ import annotations
