@@ -75,5 +75,5 @@ def _warning(taken: Taken) -> str:
         return ""
     return (
         f"the tensors are quantized already ({taken.revision.tensor_type}). The hub makes full-precision "
-        "forms of them, which win nothing back, and no other levels: for those import the original."
+        "forms of them, which win nothing back, and copies: for other levels import the original."
     )

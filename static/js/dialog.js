@@ -9,6 +9,7 @@
   });
   document.addEventListener("click", (event) => {
     const { target } = event;
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (target instanceof HTMLDialogElement && target.open && !target.querySelector("input:checked")) target.close();
     const link = target.closest?.("dialog a[href*='#']");
     if (link && link.pathname === location.pathname) link.closest("dialog").close();

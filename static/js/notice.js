@@ -9,10 +9,10 @@
     if (!notice.isConnected) place.append(notice);
   };
 
-  // A page that asks again by itself says so, and takes it back; any other must be asked to try again.
-  const polls = () => document.querySelector("[hx-trigger^=every]") !== null;
-  document.addEventListener("htmx:sendError", () => {
-    show(`The hub does not answer. ${polls() ? "This page keeps trying." : "Try again in a moment."}`);
+  // What asks again by itself says so; anything else must be tried again.
+  document.addEventListener("htmx:sendError", (event) => {
+    const polls = event.detail.elt.matches("[hx-trigger^=every]");
+    show(`The hub does not answer. ${polls ? "This page keeps trying." : "Try again in a moment."}`);
   });
   document.addEventListener("htmx:responseError", (event) => {
     show(event.detail.xhr.status === 404 ? "That is no longer there. Reload the page." : "The hub could not do that. Try again in a moment.");

@@ -1,10 +1,12 @@
 // A button that says how much is chosen: <button data-sum="NAME"> beside boxes of that name with data-bytes.
 (() => {
+  // As the pages write sizes: three digits, decimal units.
   const size = (bytes) => {
     const units = ["B", "kB", "MB", "GB", "TB"];
     let place = 0;
     while (bytes >= 999.5 && place < units.length - 1) [bytes, place] = [bytes / 1000, place + 1];
-    return `${bytes.toFixed(place && bytes < 99.95 ? (bytes < 9.995 ? 2 : 1) : 0)} ${units[place]}`;
+    const digits = place ? Math.max(0, 2 - Math.floor(Math.log10(Math.max(bytes, 1)))) : 0;
+    return `${bytes.toFixed(digits)} ${units[place]}`;
   };
   const show = (form) => {
     const button = form?.querySelector("[data-sum]");
@@ -18,5 +20,6 @@
 
   document.addEventListener("change", (event) => show(event.target.form));
   document.addEventListener("htmx:afterSwap", (event) => show(event.detail.target.querySelector("form:has([data-sum])")));
-  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("form:has([data-sum])").forEach(show));
+  // Also when a browser brings back a page with the boxes as they were.
+  addEventListener("pageshow", () => document.querySelectorAll("form:has([data-sum])").forEach(show));
 })();

@@ -105,7 +105,10 @@ KLD_DIGITS = ((1, 3), (0.01, 4), (0.001, 5), (0, 6))
 
 
 def digits_of(metric: str, value: float) -> int:
-    """Return the decimals of a metric: enough to tell levels apart, the same down a column."""
+    """Return the decimals of a metric: enough to tell levels apart.
+
+    They are the same down a column, but for KL divergence, which spans too many powers of ten.
+    """
     if metric == Metric.PPL_INCREASE:
         return 3
     if metric == Metric.KLD:
@@ -140,7 +143,11 @@ def figure(measurement: Measurement | None, unit: str | None = None) -> SafeStri
     metric, value, deviation = measurement.metric, measurement.value, measurement.deviation
     parts = [format_html('<span class="figure__value">{}</span>', number(metric, value))]
     if deviation is not None:
-        text = f"±{SPACE}{_grouped(deviation, digits_of(metric, value))}"
+        digits = digits_of(metric, value)
+        # An error that is there is never written as none.
+        small = 0 < deviation < 0.5 * 10**-digits
+        text = f"<{_grouped(10**-digits, digits)}" if small else _grouped(deviation, digits)
+        text = f"±{SPACE}{text}"
         parts.append(format_html('<span class="figure__deviation">{}</span>', text))
     shown = measurement.unit if unit is None else unit
     if shown:
