@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,9 +45,7 @@ PACKAGES = ("quanthub", "numpy", "gguf")
 CALIBRATION = "calibration.txt"
 # Before the semicolon what is the same for all levels: it is then said once.
 NO_IMPORTANCE = "The level is noise without an importance matrix, which cannot be measured of this model here"
-# The grids of these levels are searched in vain where nobody says which columns count.
-WEIGHED = "IQ"
-PREVIEW = 3  # the form in which previews are kept
+PREVIEW = 4  # the form in which previews are kept
 
 
 class EngineError(Exception):
@@ -100,7 +98,7 @@ class PlanSummary:
     """What a quant will weigh, known before any work.
 
     `same_as` is a level before it that gives every tensor of this model the same type; `unchanged` says that
-    every tensor has that type already.
+    every tensor has that type already, `weighed` that an importance matrix will be measured for it.
     """
 
     file_bytes: int
@@ -108,6 +106,7 @@ class PlanSummary:
     warnings: tuple[str, ...] = ()
     same_as: str = ""
     unchanged: bool = False
+    weighed: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,31 +199,14 @@ def is_weighed(level: str) -> bool:
 @lru_cache(maxsize=1)
 def levels() -> tuple[LevelInfo, ...]:
     """Return every level that can be asked for, from the largest file to the smallest."""
-    known, unavailable = quantcore.all_formats(), unavailable_levels()
+    known = quantcore.all_formats()
     return tuple(
         LevelInfo(
             *(r.name, r.title, r.summary, known[r.base].family, known[r.base].bits),
-            *(r.usual, r.special, r.legacy, r.needs_imatrix or r.name.startswith(WEIGHED), r.needs_imatrix),
+            *(r.usual, r.special, r.legacy, r.weighed, r.needs_imatrix),
         )
         for r in quantcore.all_recipes().values()
-        if r.name not in unavailable
     )
-
-
-@lru_cache(maxsize=1)
-def unavailable_levels() -> Mapping[str, str]:
-    """Return the levels that exist and cannot be asked for here, and why not."""
-    known, found = quantcore.all_formats(), {}
-    for recipe in quantcore.all_recipes().values():
-        if recipe.base not in known or not known[recipe.base].can_quantize:
-            found[recipe.name] = f"This version cannot make {recipe.name} yet."
-    return found
-
-
-def why_unavailable(names: Sequence[str]) -> list[str]:
-    """Return why levels that exist cannot be asked for here, in sentences."""
-    reasons = unavailable_levels()
-    return [reasons[name] for name in names if name in reasons]
 
 
 def fingerprint(level: str, options: Mapping[str, Any] | None = None) -> str:
@@ -283,10 +265,18 @@ def _shown(value: Any) -> Any:
     return _shown(value.item()) if hasattr(value, "item") else str(value)
 
 
-def make_plan(source: Source, level: str, importance: Importance | None = None) -> Plan:
-    """Decide each tensor's type and the exact size of the file."""
-    with translated():
-        return quantcore.make_plan(source, level, quantcore.Options(imatrix=importance))
+def make_plan(source: Source, level: str, importance: Importance | None = None, lacking: str = "") -> Plan:
+    """Decide each tensor's type and the exact size of the file.
+
+    `lacking` says why there is no importance matrix, for whoever asks for a level that is noise without.
+    """
+    try:
+        with translated():
+            return quantcore.make_plan(source, level, quantcore.Options(imatrix=importance))
+    except Refused as exc:
+        if lacking and isinstance(exc.__cause__, quantcore.errors.NeedsCalibration):
+            raise Refused(f"{NO_IMPORTANCE}; {lacking}") from exc
+        raise
 
 
 def calibration_protocol() -> dict[str, Any]:
@@ -353,7 +343,7 @@ def preview(revision: Revision, level: str) -> PlanSummary:
         known = _all_previews(revision)
         write_whole(path, json.dumps(known).encode())
     if level not in known:
-        raise Refused(unavailable_levels().get(level, f"No level is called {level!r}."))
+        raise Refused(f"No level is called {level!r}.")
     found = known[level]
     if "refused" in found:
         raise Refused(found["refused"])
@@ -363,27 +353,28 @@ def preview(revision: Revision, level: str) -> PlanSummary:
 def _all_previews(revision: Revision) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         source = open_source(lay_out(revision, Path(folder)))
-        importance, why = None, ""
+        importance, lacking = None, ""
         try:
             importance = promised_importance(revision, source)
         except EngineError as exc:
-            why = str(exc)
-        seen: dict[tuple[str, ...], str] = {}
-        found = {}
-        for level in levels():
-            if level.needs_importance and importance is None:
-                found[level.name] = {"refused": without_folder(f"{NO_IMPORTANCE}; {why}", Path(folder))}
-            else:
-                found[level.name] = _preview(source, level, Path(folder), importance, seen)
-        return found
+            lacking = str(exc)
+        seen: dict[Any, str] = {}
+        return {
+            level.name: _preview(source, level, Path(folder), importance, lacking, seen) for level in levels()
+        }
 
 
 def _preview(
-    source: Source, level: LevelInfo, folder: Path, importance: Importance | None, seen: dict[Any, str]
+    source: Source,
+    level: LevelInfo,
+    folder: Path,
+    importance: Importance | None,
+    lacking: str,
+    seen: dict[Any, str],
 ) -> dict[str, Any]:
     """Return what is kept of a plan; `seen` are the levels before it by what they make of the tensors."""
     try:
-        plan = make_plan(source, level.name, importance if level.weighed else None)
+        plan = make_plan(source, level.name, importance if level.weighed else None, lacking)
     except EngineError as exc:
         return {"refused": without_folder(str(exc), folder)}
     types = tuple(tensor.type for tensor in plan.tensors), level.weighed and importance is not None
@@ -393,6 +384,7 @@ def _preview(
         "bpw": plan.bpw,
         "warnings": list(plan.warnings),
         "same_as": "" if first == level.name else first,
+        "weighed": level.weighed and importance is not None,
         "unchanged": all(tensor.type == tensor.source_type for tensor in plan.tensors),
     }
 
@@ -488,7 +480,8 @@ def quality(source: Source, text: Path, base: Path, tell: Tell) -> tuple[Quality
             report=_reporter(tell),
         )  # fmt: skip
     whole = _quality(found, raw)
-    method = whole.method | {"chunks": far.chunks, "median": far.median, "p99": far.p99, "max": far.max}
+    method = whole.method | {"chunks": far.chunks, "tokens": far.chunks * N_CTX}
+    method |= {"divergence_median": far.median, "divergence_p99": far.p99, "divergence_max": far.max}
     same = Figure(100 * far.same_top, 100 * far.same_top_stderr)
     return whole, Closeness(Figure(far.mean, far.stderr), same, method)
 
@@ -535,6 +528,11 @@ def quality_protocol(text: bytes) -> dict[str, Any]:
 def protocol_key(protocol: Mapping[str, Any]) -> str:
     """Return a short name for a protocol: equal names, comparable figures."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cache_key(protocol: Mapping[str, Any]) -> str:
+    """Return a short name for what an engine of this version finds by a protocol."""
+    return protocol_key({**protocol, "engine": versions()})
 
 
 def increase(baseline: Losses, losses: Losses) -> Figure:

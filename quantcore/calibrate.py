@@ -18,6 +18,7 @@ import numpy.typing as npt
 from quantcore.evaluate.forward import MATRICES, watch
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked
+from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.evaluate.weights import Weights
 from quantcore.imatrix import Entry, ImportanceMatrix
 from quantcore.imatrixfiles import Sums
@@ -74,10 +75,12 @@ def importance(
 def promised(source: Source, given: str, dataset: str) -> ImportanceMatrix:
     """Return what `importance` will find, but for its values: enough to plan with, exactly.
 
-    Files made with it will call it `given`. Raises `InputError` for a model that cannot be run.
+    Files made with it will call it `given`. Raises `InputError` for a model that cannot be run, or whose text
+    cannot be turned into tokens.
     """
     weights = Weights(source)
     weights.check()
+    load_tokenizer(source)
     names = {f"blk.{n}.{part}.weight" for n in range(weights.shape.layers) for part in MATRICES}
     entries = {
         info.name: Entry(0, info.row_length * prod(info.shape[:-2]), (1.0,))

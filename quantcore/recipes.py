@@ -19,7 +19,8 @@ class Recipe:
 
     `needs_imatrix` says that a usual model cannot be made without an importance matrix; `usual` marks the
     level to take when nothing speaks for another, `special` those for models whose weights were trained to be
-    so, `legacy` those that better ones superseded; `copies` is the one that changes no type.
+    so, `legacy` those that better ones superseded, `weighed` those that gain most by an importance matrix;
+    `copies` is the one that changes no type.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Recipe:
     usual: bool = False
     special: bool = False
     legacy: bool = False
+    weighed: bool = False
     copies: bool = False
 
 
@@ -104,6 +106,7 @@ _OUTPUTS = {
 _NEED_IMATRIX = frozenset(
     {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}
 )
+_GAIN_BY_IMATRIX = frozenset({"IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"})
 
 _RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -111,6 +114,7 @@ _RECIPES: Mapping[str, Recipe] = MappingProxyType(
             name, title, summary, file_type, base,
             output=_OUTPUTS.get(name, "Q6_K"), needs_imatrix=name in _NEED_IMATRIX, usual=name == USUAL,
             special=name in _SPECIAL, legacy=name in _LEGACY,
+            weighed=name in _NEED_IMATRIX | _GAIN_BY_IMATRIX,
         )
         for name, file_type, base, title, summary in _LEVELS
     }

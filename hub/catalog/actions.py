@@ -22,9 +22,6 @@ DEMO_SUMMARY = (
 # Files that say nothing about the model and would change its commit: editors' and downloaders' own.
 LEFT_OUT = frozenset({".git", ".cache", ".gitattributes", ".DS_Store"})
 
-# The types that a model is published in; any other has lost precision already.
-WHOLE_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
-
 
 class Refused(Exception):
     """The catalog cannot take this; the message says what to change."""
@@ -40,7 +37,7 @@ class Taken:
 
     @property
     def is_quantized(self) -> bool:
-        return self.revision.tensor_type not in WHOLE_TYPES
+        return engine.is_quantized(self.revision.tensor_type)
 
 
 @dataclass(frozen=True)

@@ -64,20 +64,10 @@ class Group:
     open: bool = False
 
 
-class LevelsField(forms.MultipleChoiceField):
-    """Levels by name; one that exists and cannot be made here is refused with the reason."""
-
-    def validate(self, value: list[str]) -> None:
-        problems = engine.why_unavailable(value)
-        if problems:
-            raise forms.ValidationError(problems)
-        super().validate(value)
-
-
 class RequestForm(forms.Form):
     """One or more levels of a revision. Those that exist or are under way are shown, and joined if asked."""
 
-    levels = LevelsField(
+    levels = forms.MultipleChoiceField(
         error_messages={
             "required": "Choose at least one level.",
             "invalid_choice": "No level is called “%(value)s”.",
@@ -177,6 +167,8 @@ def _notes(choice: Choice, shared: list[str]) -> tuple[str, ...]:
     if choice.plan is None:
         return ()
     same = [f"The same tensors as {choice.plan.same_as}."] if choice.plan.same_as else []
+    if choice.level.weighed and not choice.level.needs_importance and choice.plan.weighed:
+        same.append("Made with an importance matrix.")
     if choice.plan.unchanged:
         same = ["A copy: the source has these types already."]
     numbered = (

@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from hub import blobs, engine
 from hub.catalog.templatetags.figures import duration, size
+from hub.files import without_paths
 from hub.jobs import actions, importance, measuring, outages, workspace
 from hub.jobs.models import Job, Stage
 from hub.jobs.queries import stages_of
@@ -42,7 +43,7 @@ def make(job: Job) -> None:
 def _why(exc: Exception, job: Job) -> tuple[Job.ErrorKind, str]:
     """Return whose turn it is, and the sentence that the page shows."""
     if isinstance(exc, engine.EngineError | blobs.BlobError):
-        return Job.ErrorKind(exc.kind), engine.without_folder(str(exc), workspace.folder(job))
+        return Job.ErrorKind(exc.kind), without_paths(engine.without_folder(str(exc), workspace.folder(job)))
     if isinstance(exc, outages.AWAY):
         return Job.ErrorKind.RETRY, "The hub's database did not answer in time. Try again."
     if isinstance(exc, OSError):
@@ -101,6 +102,7 @@ class Journey:
         self.record = Recorder(job)
         self.revision = job.revision
         self.importance: engine.Importance | None = None
+        self.lacking = ""  # why no importance matrix can be measured
         self.destination = folder / f"{self.revision.model.name}-{job.level}.gguf"
 
     def walk(self) -> None:
@@ -127,26 +129,27 @@ class Journey:
             blobs.check(file.blob, read=file.blob.size <= SMALL)
             done += file.blob.size
         self.record.tell(done, total, "bytes", "", len(files), len(files))
-        self.source_path = engine.lay_out(self.revision, self.folder)
-
-        self.source = engine.open_source(self.source_path)
+        self.source = engine.open_source(engine.lay_out(self.revision, self.folder))
 
     def calibrate(self) -> None:
         """Measure which columns of the weights count, unless that was done for another level."""
         try:
-            engine.promised_importance(self.revision, self.source)
+            promised = engine.promised_importance(self.revision, self.source)
         except engine.Refused as exc:
             # The plan will refuse what is noise without; others are only worse.
             actions.log(self.job, f"No importance matrix can be measured of this model: {exc}")
+            self.lacking = str(exc)
             return
-        found = importance.load(self.revision)
+        # What is not possible anyway is known before the long work.
+        engine.make_plan(self.source, self.job.level, promised)
+        found = importance.load(self.revision, self.folder)
         how = "kept from before" if found else "measured"
-        self.importance = found or importance.measure(self.revision, self.source, self.record)
+        self.importance = found or importance.measure(self.revision, self.source, self.folder, self.record)
         text = f"{len(self.importance)} entries, {self.importance.n_chunks} chunks of {engine.CALIBRATION}"
         actions.log(self.job, f"Importance matrix, {how}: {text}.")
 
     def plan(self) -> None:
-        self.planned = engine.make_plan(self.source, self.job.level, self.importance)
+        self.planned = engine.make_plan(self.source, self.job.level, self.importance, self.lacking)
         self.job.plan = engine.plan_document(self.planned)
         actions.keep_plan(self.job, self.job.plan)
         for warning in self.planned.warnings:

@@ -9,31 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from django.conf import settings
-from django.db.models import QuerySet
 
 from hub import engine
 from hub.catalog.models import Measurement, Revision
 from hub.jobs import actions, baselines
+from hub.jobs.baselines import Baseline
 from hub.jobs.models import Job
 from hub.jobs.whole import Whole
 
 Metric = Measurement.Metric
 
 Speeds = Mapping[Literal["pp", "tg"], engine.Speed]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What the source predicted: its losses, and the base file, None where there was no room for one."""
-
-    losses: engine.Losses
-    base: Path | None
 
 
 # A share of the processors that other programs may use while speed is measured.
@@ -46,15 +38,21 @@ SPEED_COST = 0.4
 def measure(job: Job, source: engine.Source, made: Path, tell: engine.Tell) -> list[actions.Measured]:
     """Return every figure that this machine can measure of a finished file."""
     steps = {QUANT: 1.0, SPEED: SPEED_COST}
-    if _kept(job.revision) is None:
+    kept = _kept(job.revision, made.parent)
+    # Losses alone are worth a second pass over the source: now there may be room for its base.
+    if kept is None or kept.base is None:
         steps = {SOURCE: 1.0} | steps
     whole = Whole(tell, steps)
-    return [*_quality(job, source, made, whole), *_speed(job, made, whole.step(SPEED))]
+    return [*_quality(job, source, made, kept, whole), *_speed(job, made, whole.step(SPEED))]
 
 
-def _quality(job: Job, source: engine.Source, made: Path, whole: Whole) -> Iterable[actions.Measured]:
+def _quality(
+    job: Job, source: engine.Source, made: Path, kept: Baseline | None, whole: Whole
+) -> Iterable[actions.Measured]:
     try:
-        baseline = _kept(job.revision) or _baseline(job, source, whole.step(SOURCE))
+        baseline = kept
+        if baseline is None or baseline.base is None:
+            baseline = _baseline(job, source, kept, made.parent, whole.step(SOURCE))
         quality, closeness = _beside(baseline, engine.open_source(made), whole.step(QUANT))
     except (engine.Refused, engine.NoEngine) as exc:
         actions.log(job, f"Perplexity was not measured here: {exc}")
@@ -99,7 +97,8 @@ def _quiet_speeds(job: Job, made: Path, tell: engine.Tell) -> Speeds:
     engine.wait_for_kernels()
     best = engine.speeds(made, tell)
     if _others(best) > QUIET:
-        best = min(best, engine.speeds(made, partial(_at_the_end, tell)), key=_others)
+        with suppress(engine.EngineError):  # the first try counts all the same
+            best = min(best, engine.speeds(made, partial(_at_the_end, tell)), key=_others)
     if _others(best) > QUIET:
         share = f"{100 * _others(best):.0f} %"
         actions.log(job, f"Note: other programs used {share} of the processors while speed was measured.")
@@ -115,39 +114,32 @@ def _others(speeds: Speeds) -> float:
     return max((speed.others or 0.0) for speed in speeds.values())
 
 
-def _key() -> str:
-    return engine.protocol_key(engine.quality_protocol(settings.EVAL_TEXT.read_bytes()))
+def _kept(revision: Revision, folder: Path) -> Baseline | None:
+    """Return what was kept of the source by the present protocol, if its figure is known."""
+    key = engine.protocol_key(engine.quality_protocol(settings.EVAL_TEXT.read_bytes()))
+    known = revision.measurements.filter(metric=Metric.PPL, method__protocol_key=key).exists()
+    return baselines.load(revision, folder) if known else None
 
 
-def _rows(revision: Revision, key: str) -> QuerySet[Measurement]:
-    return revision.measurements.filter(metric=Metric.PPL, method__protocol_key=key)
-
-
-def _kept(revision: Revision) -> Baseline | None:
-    """Return what was kept of the source by the present protocol, if it is whole and its figure is known."""
-    key = _key()
-    losses = baselines.load(revision, key) if _rows(revision, key).exists() else None
-    base = baselines.use(baselines.base(revision, key))
-    return Baseline(losses, base) if losses is not None and base is not None else None
-
-
-def _baseline(job: Job, source: engine.Source, tell: engine.Tell) -> Baseline:
-    """Measure the source, keep what it predicted, and see to its row."""
-    revision, key = job.revision, _key()
-    base: Path | None = baselines.base(revision, key)
+def _baseline(
+    job: Job, source: engine.Source, kept: Baseline | None, folder: Path, tell: engine.Tell
+) -> Baseline:
+    """Measure the source, keep what it predicted, and record its figure."""
+    base: Path | None = folder / baselines.OWN
     try:
-        baselines.make_room()
-        quality = engine.baseline(source, settings.EVAL_TEXT, baselines.base(revision, key), tell)
+        quality = engine.baseline(source, settings.EVAL_TEXT, folder / baselines.OWN, tell)
     except engine.WorthRetry as exc:
-        # For want of disk, most likely: perplexity takes none.
+        # For want of disk, most likely: perplexity takes none, and may be known.
         actions.log(job, f"KL divergence was not measured here: {exc}")
+        if kept is not None:
+            return kept
         quality, base = engine.perplexity(source, settings.EVAL_TEXT, tell), None
     _require_sane(quality)
-    baselines.save(revision, key, quality.losses)
-    if not _rows(revision, key).exists():
-        figure = _measured(Metric.PPL, quality.perplexity, "", quality.method)
-        Measurement.objects.create(revision=revision, **vars(figure))
-    return Baseline(quality.losses, base)
+    baseline = Baseline(quality.losses, base)
+    baselines.keep(job.revision, baseline)
+    figure = _measured(Metric.PPL, quality.perplexity, "", quality.method)
+    Measurement.objects.create(revision=job.revision, **vars(figure))
+    return baseline
 
 
 def _require_sane(quality: engine.Quality) -> None:

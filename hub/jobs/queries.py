@@ -105,6 +105,8 @@ def steps(job: Job, events: Iterable[JobEvent]) -> list[Step]:
     """Return the stages of a job with how long each took in the newest attempt."""
     starts = _starts(job, events)
     order = stages_of(job.level)
+    if job.state == State.DONE and Stage.CALIBRATE not in starts:  # made before there was such a stage
+        order = [stage for stage in order if stage != Stage.CALIBRATE]
     now = order.index(Stage(job.stage)) if job.stage in order else -1
     ends = _ends(job, starts)
     return [Step(stage, _look(job, place, now), ends.get(stage)) for place, stage in enumerate(order)]

@@ -218,6 +218,7 @@ def add_quant(model, level, increase, deviation, file_bytes=5, speed=10.0):
 @pytest.mark.django_db
 def test_the_least_loss_is_that_of_the_smallest_among_those_equal_within_their_errors():
     model = add_model(1)
+    add_quant(model, "Q5_K_M", 0.005, 0.012, file_bytes=6_900_000)
     add_quant(model, "Q6_K", 0.011, 0.012, file_bytes=5_700_000)
     add_quant(model, "Q4_K_M", 0.107, 0.03, file_bytes=4_300_000)
 

@@ -8,6 +8,7 @@ import pytest
 from hub import engine
 from quantcore import errors
 from quantcore.evaluate import speed
+from quantcore.recipes import recipes
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_levels_come_largest_first_with_what_the_pages_show():
 
 
 def test_every_level_is_offered():
-    assert engine.unavailable_levels() == {}
+    assert [level.name for level in engine.levels()] == list(recipes())
     assert {level.name for level in engine.levels() if level.needs_importance} >= {
         "IQ1_S",
         "IQ2_XS",
@@ -85,7 +86,7 @@ def test_a_level_that_gives_a_model_nothing_new_is_told(demo):
     assert engine.preview(demo, "Q8_0").same_as == ""
 
 
-def test_a_fingerprint_changes_with_whatever_changes_the_bytes():
+def test_a_fingerprint_changes_with_level_and_options():
     plain = engine.fingerprint("Q4_K_M")
 
     assert plain == engine.fingerprint("Q4_K_M", {})

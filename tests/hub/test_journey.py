@@ -128,23 +128,84 @@ def test_of_a_large_vocabulary_the_beginning_is_compared(ready, no_speed, settin
 
     quant = make(ready).quant
 
-    chunks = {figure.metric: figure.method.get("chunks") for figure in quant.measurements.all()}
-    assert (chunks[Metric.PPL], chunks[Metric.KLD]) == (2, 1)
+    methods = {figure.metric: figure.method for figure in quant.measurements.all()}
+    assert [(methods[m]["chunks"], methods[m]["tokens"]) for m in (Metric.PPL, Metric.KLD)] == [
+        (2, 1024),
+        (1, 512),
+    ]
 
 
-def test_without_room_for_a_base_perplexity_is_measured_alone(ready, no_speed, monkeypatch):
+def test_without_room_for_a_base_perplexity_is_measured_alone_and_the_source_once(
+    alice, demo, ready, no_speed, monkeypatch
+):
     def full(*_arguments):
-        raise engine.WorthRetry("needs 2.0 GB, has 1.0 GB free")
+        raise engine.WorthRetry(f"{settings.CACHE_DIR}/baselines/a.kld: needs 2.0 GB, has 1.0 GB free")
 
+    passes = []
+    perplexity = engine.perplexity
     monkeypatch.setattr(engine, "baseline", full)
+    monkeypatch.setattr(engine, "perplexity", lambda *args: passes.append(args) or perplexity(*args))
 
-    job = make(ready)
+    jobs = [make(ready), made(alice, demo, "Q4_0")]
 
-    metrics = {figure.metric for figure in job.quant.measurements.all()}
-    assert metrics == {Metric.PPL, Metric.PPL_INCREASE}
-    assert job.events.filter(
-        text="KL divergence was not measured here: needs 2.0 GB, has 1.0 GB free"
-    ).exists()
+    for job in jobs:
+        metrics = {figure.metric for figure in job.quant.measurements.all()}
+        assert metrics == {Metric.PPL, Metric.PPL_INCREASE}
+        said = "KL divergence was not measured here: a.kld: needs 2.0 GB, has 1.0 GB free"
+        assert job.events.filter(text=said).exists()
+    assert len(passes) == 3  # the source once, each quant once
+
+
+def test_a_base_is_a_jobs_own_while_it_works(demo, ready, no_speed, monkeypatch):
+    """Another worker may make room meanwhile."""
+    quality = engine.quality
+
+    def gone(*arguments):
+        for path in (settings.CACHE_DIR / "baselines").glob("*.kld"):
+            path.unlink()
+        return quality(*arguments)
+
+    monkeypatch.setattr(engine, "quality", gone)
+
+    assert make(ready).quant.measurements.filter(metric=Metric.KLD).exists()
+
+
+def test_a_source_that_is_measured_again_has_its_newest_figure(alice, demo, ready, no_speed):
+    make(ready)
+    (base,) = (settings.CACHE_DIR / "baselines").glob("*.kld")
+    base.unlink()
+
+    assert made(alice, demo, "Q4_0").quant
+
+    assert demo.measurements.filter(metric=Metric.PPL).count() == 2
+
+
+def test_a_second_try_at_speed_that_fails_leaves_the_first(ready, monkeypatch):
+    tries = iter([speed_of(0.6)])
+
+    def speeds(*_arguments):
+        for found in tries:
+            return found
+        raise engine.WorthRetry("llama.cpp ended without a word")
+
+    monkeypatch.setattr(engine, "speeds", speeds)
+
+    assert make(ready).quant.measurements.get(metric=Metric.PP).value == pytest.approx(100.6)
+
+
+def test_what_is_not_possible_is_refused_before_a_matrix_is_measured(alice, demo, no_speed, monkeypatch):
+    def never(*_arguments):
+        raise AssertionError
+
+    def impossible(_source, _level, importance=None, _lacking=""):
+        raise engine.Refused(f"no {importance is not None}")
+
+    monkeypatch.setattr(engine, "calibrate", never)
+    monkeypatch.setattr(engine, "make_plan", impossible)
+
+    job = made(alice, demo, "IQ2_XS")
+
+    assert (job.state, job.stage, job.error) == (State.FAILED, Stage.CALIBRATE, "no True")
 
 
 def test_old_bases_make_room_for_new_ones(settings):
@@ -380,4 +441,5 @@ def test_a_model_that_cannot_be_run_gets_what_needs_no_matrix(alice, demo, no_sp
     assert fine.quant
     assert fine.events.filter(text__contains="No importance matrix can be measured").exists()
     assert (lost.state, lost.error_kind) == (State.FAILED, "refused")
-    assert "noise without an importance matrix" in lost.error
+    assert lost.error.startswith("The level is noise without an importance matrix")
+    assert lost.error.endswith("no architecture is called 'mamba'")

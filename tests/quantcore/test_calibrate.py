@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from quantcore.calibrate import importance, promised
 from quantcore.cli import main
 from quantcore.convert import open_huggingface
 from quantcore.errors import InputError, ShortText
+from quantcore.ggufkv import string
 from quantcore.imatrix import open_imatrix
 from quantcore.imatrixfiles import HASHES, Sums
 from quantcore.models import open_model
@@ -128,6 +130,13 @@ def test_sums_that_are_no_numbers_are_not_written(value, tmp_path):
         some(value).save(tmp_path / "it.gguf")
 
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_promised_of_a_model_whose_text_cannot_be_cut(demo):
+    strange = replace(demo, metadata={**demo.metadata, "tokenizer.ggml.pre": string("strange")})
+
+    with pytest.raises(InputError, match=r"tokenizer\.ggml\.pre is 'strange'"):
+        promised(strange, "", "")
 
 
 def test_a_short_text_is_refused(demo):

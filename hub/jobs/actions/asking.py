@@ -86,18 +86,14 @@ def _require_manager(user: User | None, job: Job) -> None:
 
 def _known_levels(levels: Sequence[str]) -> list[str]:
     known = {level.name.upper(): level.name for level in engine.levels()}
-    unavailable = engine.unavailable_levels()
     if not levels:
         raise Refused("Name at least one level.")
-    wanted = list(dict.fromkeys(level.upper() for level in levels))
-    problems = engine.why_unavailable(wanted)
-    strange = [level for level in wanted if level not in known and level not in unavailable]
+    strange = [level for level in levels if level.upper() not in known]
     if strange:
-        there_are = f"There are {', '.join(known.values())}."
-        problems.append(f"No level is called {' or '.join(map(repr, strange))}. {there_are}")
-    if problems:
-        kept = "" if len(problems) == len(levels) == 1 else " Nothing was asked for."
-        raise Refused(" ".join(problems) + kept)
+        named, there_are = " or ".join(map(repr, strange)), ", ".join(known.values())
+        kept = " Nothing was asked for." if len(levels) > 1 else ""
+        raise Refused(f"No level is called {named}. There are {there_are}.{kept}")
+    wanted = {level.upper() for level in levels}
     # In one order for all: two requests for the same levels cannot wait for each other in the database. The
     # level that most people want is made first, and of the others those that lose least.
     usual = [level.name for level in engine.levels() if level.usual]

@@ -7,6 +7,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
+from hub.files import without_paths
 from hub.jobs.models import STEPS, Job, JobEvent, Stage, State
 
 
@@ -84,8 +85,8 @@ def keep_plan(job: Job, plan: dict[str, Any]) -> None:
 
 
 def log(job: Job, text: str) -> None:
-    """Add a line to the job's log."""
-    JobEvent.objects.create(job=job, kind=JobEvent.Kind.LOG, stage=job.stage, text=text)
+    """Add a line to the job's log, which everybody can read."""
+    JobEvent.objects.create(job=job, kind=JobEvent.Kind.LOG, stage=job.stage, text=without_paths(text))
 
 
 def fail(job: Job, kind: Job.ErrorKind, text: str) -> None:
