@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,19 @@ def _existing_parent(path: Path) -> Path:
     if not parent.is_dir():
         raise InputError(f"{path}: the folder {parent} does not exist")
     return parent
+
+
+def refuse_overwriting(destination: Path, inputs: Mapping[str, Sequence[Path]]) -> None:
+    """Raise `InputError` where a file that is read would be replaced; `inputs` are files by what they are.
+
+    Also where there is no folder to write to: all that can be known before the work is done.
+    """
+    _existing_parent(destination)
+    if not destination.exists():
+        return
+    for what, files in inputs.items():
+        if any(file.exists() and file.samefile(destination) for file in files):
+            raise InputError(f"{destination}: is {what}; give another name")
 
 
 class AtomicFile:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.evaluate.forward import MATRICES, watch
+from quantcore.evaluate.forward import MATRICES, check, watch
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked
 from quantcore.evaluate.tokenizer import load_tokenizer
@@ -73,13 +73,13 @@ def importance(
 
 
 def promised(source: Source, given: str, dataset: str) -> ImportanceMatrix:
-    """Return what `importance` will find, but for its values: enough to plan with, exactly.
+    """Return what `importance` will find, but for its values: enough to know a file's types and size.
 
     Files made with it will call it `given`. Raises `InputError` for a model that cannot be run, or whose text
     cannot be turned into tokens.
     """
     weights = Weights(source)
-    weights.check()
+    check(weights)
     load_tokenizer(source)
     names = {f"blk.{n}.{part}.weight" for n in range(weights.shape.layers) for part in MATRICES}
     entries = {

@@ -1,6 +1,7 @@
 """Importance matrices as sums, from several measurements if need be, and the files they are written to.
 
-Both kinds of file hold what llama-imatrix writes for the same sums; the layouts are in `quantcore.imatrix`.
+Both kinds of file hold what llama-imatrix writes for the same sums, and the newer one the hashes of texts.
+Their layouts are in `quantcore.imatrix`.
 
 1. llama.cpp, `tools/imatrix` (release 0.5.0-dev).
 """
@@ -25,6 +26,24 @@ Doubles = npt.NDArray[np.float64]
 
 HASHES = "imatrix.datasets.sha256"
 LEGACY = ".dat"
+MOST = 2**31  # inputs, counted in 32 bits
+
+
+def require_same_model(other: ImportanceMatrix, expected: ImportanceMatrix) -> None:
+    """Raise `InputError` where a file has entries of other sizes than `expected`, or none of them."""
+    for name, entry in other.entries.items():
+        wanted = expected.entries.get(name)
+        if wanted is not None and wanted.n_values != entry.n_values:
+            raise InputError(
+                f"{other.path}: {name} has {entry.n_values} values, the model's {wanted.n_values}; it was "
+                "made for another model"
+            )
+    if not other.entries.keys() & expected.entries.keys():
+        raise InputError(f"{other.path}: has no entry of this model's; it was made for another one")
+
+
+def _raw(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 @dataclass
@@ -75,16 +94,19 @@ class Sums:
         for name in other.entries:
             values, counts = other.sums(name, self.chunk_size)
             known = self.values.get(name)
-            if known is not None and len(counts) == 1 and known.size == values.size:
-                # One count may stand for a whole stack.
-                values, counts = values.reshape(known.shape), counts.repeat(len(known))
+            if known is not None and known.size == values.size:  # one count may stand for a whole stack
+                if len(counts) == 1:
+                    values, counts = values.reshape(known.shape), counts.repeat(len(known))
+                elif len(known) == 1:
+                    self.values[name] = known.reshape(values.shape)
+                    self.counts[name] = self.counts[name].repeat(len(counts))
             try:
                 self.add(name, values, counts)
             except InputError as exc:
                 raise InputError(f"{other.path}: {exc}; it was made for another model") from None
-        # Before its own, as llama-imatrix has it: the first one is what files made with it name.
-        self.datasets = [*other.datasets, *self.datasets]
-        self.hashes = [*("" for _ in other.datasets), *self.hashes]
+        # Its own stay last, as llama-imatrix has it: the first one is what files made with it name.
+        self.datasets[-1:-1] = other.datasets
+        self.hashes[-1:-1] = ["" for _ in other.datasets]
 
     def save(self, path: Path) -> None:
         """Write the file, of the older kind if its name ends in `.dat`; it appears whole or not at all.
@@ -94,6 +116,8 @@ class Sums:
         for name, values in self.values.items():
             if not (np.abs(values) <= np.finfo(np.float32).max).all():  # NaN is not, either
                 raise InputError(f"{name}: its inputs are no finite numbers; the model must be damaged")
+            if not self.counts[name].max() < MOST:
+                raise InputError(f"{name}: more than {MOST} inputs were summed, which no file can say")
         if path.suffix == LEGACY:
             self._save_legacy(path)
         else:
@@ -109,7 +133,7 @@ class Sums:
         if any(self.hashes):
             metadata[HASHES] = array(ValueType.STRING, self.hashes)
         infos, data = [], []
-        for name in sorted(self.values, key=str.encode):
+        for name in sorted(self.values, key=_raw):
             for end, numbers in ((SUMS, self.values[name]), (COUNTS, self.counts[name][:, None])):
                 infos.append(TensorInfo(name + end, numbers.shape, "F32", 4 * numbers.size))
                 data.append(numbers)
@@ -120,16 +144,16 @@ class Sums:
 
     def _save_legacy(self, path: Path) -> None:
         """A column of no input counts 1 there, and a weight of no input is left out."""
-        kept = [name for name in sorted(self.values, key=str.encode) if self.counts[name].any()]
+        kept = [name for name in sorted(self.values, key=_raw) if self.counts[name].any()]
         parts = [struct.pack("<i", len(kept))]
         for name in kept:
             values, counts = self.values[name], self.counts[name][:, None]  # (n_matrices, 1)
             calls = -(-int(counts.max()) // self.chunk_size)
             means = np.divide(values, counts, out=np.ones_like(values), where=counts > 0)
-            raw = name.encode()
+            raw = _raw(name)
             parts.append(struct.pack("<i", len(raw)) + raw + struct.pack("<ii", calls, values.size))
             parts.append((means * calls).astype("<f4").tobytes())
-        text = (self.datasets[-1] if self.datasets else "").encode("utf-8", "surrogateescape")
+        text = _raw(self.datasets[-1] if self.datasets else "")
         parts.append(struct.pack("<ii", self.n_chunks, len(text)) + text)
         file = AtomicFile(path, sum(map(len, parts)))
         file.open()

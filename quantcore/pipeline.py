@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.allocator import keep_freed_memory
+from quantcore.atomic import refuse_overwriting
 from quantcore.containers.shards import ShardSink, WrittenFile, lay_out, shard_paths
 from quantcore.cores import usable_threads
 from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor
@@ -196,16 +197,6 @@ class _Meter:
         )
 
 
-def _refuse_overwriting(source: Source, imatrix: Importance | None, destinations: Sequence[Path]) -> None:
-    for destination in destinations:
-        if not destination.exists():
-            continue
-        if any(file.samefile(destination) for file in source.files):
-            raise InputError(f"{destination}: is a file of the source; give another name")
-        if imatrix is not None and imatrix.path.samefile(destination):
-            raise InputError(f"{destination}: is the importance matrix; give another name")
-
-
 def _require_planned(imatrix: Importance | None, plan: Plan) -> None:
     """Refuse to make a file that would say something else of its importance matrix than what is true."""
     given = dict(imatrix.metadata()) if imatrix is not None else {}
@@ -240,7 +231,11 @@ def quantize(
     if kernels is None:
         keep_freed_memory()
     paths = shard_paths(destination, plan.parts)
-    _refuse_overwriting(source, imatrix, paths)
+    inputs = {"a file of the source": source.files}
+    if imatrix is not None:
+        inputs["the importance matrix"] = (imatrix.path,)
+    for path in paths:
+        refuse_overwriting(path, inputs)
     _require_planned(imatrix, plan)
     workers = usable_threads(threads)
     meter = _Meter(plan, report)

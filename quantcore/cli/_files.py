@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from quantcore.cli._options import whole_number
 from quantcore.errors import InputError
 from quantcore.ggufkv import Value
 from quantcore.plan import Plan
@@ -23,12 +24,6 @@ def size(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 2G")
     return count
-
-
-def number_of_tensors(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def layers(text: str) -> frozenset[int]:
@@ -79,7 +74,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     )
     parts.add_argument(
         "--split-max-tensors",
-        type=number_of_tensors,
+        type=whole_number,
         metavar="N",
         help="make parts of at most N tensors each",
     )

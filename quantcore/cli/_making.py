@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from quantcore.backends import NUMPY, Backend
-from quantcore.cli._options import threads
+from quantcore.cli._options import whole_number
 from quantcore.cli._terminal import add_json, human_bytes, human_seconds, note, progress_bar
 from quantcore.pipeline import quantize
 from quantcore.plan import Plan
@@ -17,7 +17,7 @@ from quantcore.sources.base import Source
 def add_making(parser: argparse.ArgumentParser) -> None:
     """Add `--threads` and `--json`."""
     parser.add_argument(
-        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+        "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
     add_json(parser)
 

@@ -54,8 +54,8 @@ def overrides_in(text: str) -> list[tuple[str, str]]:
         raise argparse.ArgumentTypeError(f"{text}: {exc}") from None
 
 
-def threads(text: str) -> int:
-    """Return a number of threads, one or more."""
+def whole_number(text: str) -> int:
+    """Return a whole number of one or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)

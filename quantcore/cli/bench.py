@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantcore.cli._options import threads
+from quantcore.cli._options import whole_number
 from quantcore.cli._terminal import add_json, human_bytes, note_context, progress_bar
 from quantcore.evaluate.hardware import hardware
 from quantcore.evaluate.speed import Speed, bench
@@ -19,11 +19,11 @@ QUIET = 0.1  # a share of the processors that needs no mention
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("bench", help="measure speed with llama.cpp")
     parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file")
-    parser.add_argument("--pp", type=threads, metavar="N", default=512, help="tokens of a prompt (512)")
-    parser.add_argument("--tg", type=threads, metavar="N", default=128, help="tokens to generate (128)")
-    parser.add_argument("--runs", type=threads, metavar="N", default=5, help="runs of each test (5)")
+    parser.add_argument("--pp", type=whole_number, metavar="N", default=512, help="tokens of a prompt (512)")
+    parser.add_argument("--tg", type=whole_number, metavar="N", default=128, help="tokens to generate (128)")
+    parser.add_argument("--runs", type=whole_number, metavar="N", default=5, help="runs of each test (5)")
     parser.add_argument(
-        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+        "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
     add_json(parser)
     parser.set_defaults(run=run)

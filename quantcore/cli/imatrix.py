@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
-from quantcore.calibrate import importance
-from quantcore.cli._options import add_source, threads
+from quantcore.atomic import refuse_overwriting
+from quantcore.calibrate import importance, promised
+from quantcore.cli._options import add_source, whole_number
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
 from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
 from quantcore.imatrix import open_imatrix
-from quantcore.imatrixfiles import Sums
+from quantcore.imatrixfiles import Sums, require_same_model
 from quantcore.models import open_model
 
 
@@ -25,8 +25,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "destination", metavar="OUT", type=Path, help="the file to make: GGUF, or the older kind for *.dat"
     )
-    parser.add_argument("--ctx", type=threads, metavar="N", default=512, help="tokens in a chunk (512)")
-    parser.add_argument("--chunks", type=threads, metavar="N", help="chunks to measure; all if left out")
+    parser.add_argument("--ctx", type=whole_number, metavar="N", default=512, help="tokens in a chunk (512)")
+    parser.add_argument("--chunks", type=whole_number, metavar="N", help="chunks to measure; all if left out")
     parser.add_argument(
         "--merge",
         action="append",
@@ -35,7 +35,7 @@ def add_parser(verbs: Any) -> None:
         help="add what an importance matrix of the same model holds; may be repeated",
     )
     parser.add_argument(
-        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+        "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -43,23 +43,29 @@ def add_parser(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
-    others = [open_imatrix(path) for path in arguments.merge]
     source, text = open_model(arguments.source), read_text(arguments.text)
+    others = [open_imatrix(path) for path in arguments.merge]
+    # All that can go wrong is looked at before the long work. A matrix may be merged into its own file.
+    inputs = {"a file of the model": source.files, "the text": (text.path,)}
+    refuse_overwriting(arguments.destination, inputs)
+    expected = promised(source, str(arguments.destination), str(text.path))
+    for other in others:
+        require_same_model(other, expected)
     note_context(source, arguments.ctx)
     try:
         with progress_bar() as report:
             sums = importance(
                 source,
-                text,
-                str(arguments.text),
-                digest=hashlib.sha256(arguments.text.read_bytes()).hexdigest(),
+                text.content,
+                str(text.path),
+                digest=text.sha256,
                 n_ctx=arguments.ctx,
                 n_chunks=arguments.chunks,
                 threads=arguments.threads,
                 report=report,
             )
     except ShortText as exc:
-        raise ShortText(f"{arguments.text}: {exc}") from exc
+        raise ShortText(f"{text.path}: {exc}") from exc
     measured = sums.n_chunks
     for other in others:
         sums.merge(other)

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantcore.cli._options import threads
+from quantcore.atomic import refuse_overwriting
+from quantcore.cli._options import whole_number
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
 from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
@@ -20,10 +21,10 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("perplexity", help="measure how well a model predicts a text")
     parser.add_argument("source", metavar="MODEL", type=Path, help="GGUF file or model directory")
     parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 text file")
-    parser.add_argument("--ctx", type=threads, metavar="N", default=512, help="tokens in a chunk (512)")
-    parser.add_argument("--chunks", type=threads, metavar="N", help="chunks to measure; all if left out")
+    parser.add_argument("--ctx", type=whole_number, metavar="N", default=512, help="tokens in a chunk (512)")
+    parser.add_argument("--chunks", type=whole_number, metavar="N", help="chunks to measure; all if left out")
     parser.add_argument(
-        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+        "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
     base = parser.add_mutually_exclusive_group()
     base.add_argument("--save-base", type=Path, metavar="F", help="also write all log probabilities to F")
@@ -34,13 +35,16 @@ def add_parser(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source, text = open_model(arguments.source), read_text(arguments.text)
+    if arguments.save_base:
+        inputs = {"a file of the model": source.files, "the text": (arguments.text,)}
+        refuse_overwriting(arguments.save_base, inputs)
     # A base says itself how long its chunks are.
     n_ctx = open_base(arguments.kl_base).tokens.shape[1] if arguments.kl_base else arguments.ctx
     note_context(source, n_ctx)
     common: dict[str, Any] = {"n_chunks": arguments.chunks, "threads": arguments.threads}
     try:
         with progress_bar() as report:
-            found, far = _measure(source, text, arguments, common | {"report": report})
+            found, far = _measure(source, text.content, arguments, common | {"report": report})
     except ShortText as exc:
         raise ShortText(f"{arguments.text}: {exc}") from exc
     if not arguments.json:

@@ -7,7 +7,7 @@ from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
-from quantcore.cli._options import threads
+from quantcore.cli._options import whole_number
 from quantcore.cli._terminal import add_json, progress_bar, visible
 from quantcore.cli.inspect import plain
 from quantcore.comparison import Comparison, KeyDifference, TensorDifference, compare_models
@@ -28,7 +28,7 @@ def add_parser(verbs: Any) -> None:
         "--tensors-only", action="store_true", help="call models the same whose metadata differ"
     )
     parser.add_argument(
-        "--threads", type=threads, metavar="N", help="threads to use; one for each core if left out"
+        "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
     add_json(parser)
     parser.set_defaults(run=run)

@@ -203,9 +203,16 @@ def watch(
 ) -> None:
     """Run all chunks `tokens` `(chunks, n_ctx)` through all layers, every position, and no further."""
     run = _Run(Weights(source), tokens, 0, watcher, report)
-    with workers(threads, len(tokens)) as pool:
+    # One thread to a product: how many there are must not show in what is measured.
+    with workers(threads, len(run.tasks(len(tokens))), blas=1) as pool:
         for group in run.groups():
             run.states(group, pool)
+
+
+def check(weights: Weights, positions: int = 1) -> Rope:
+    """Refuse a model that cannot be run, before any work; return the rotation of so many positions."""
+    weights.check()
+    return make_rope(weights.source, weights.architecture.rope, weights.shape.head_size, positions)
 
 
 class _Run:
@@ -216,10 +223,7 @@ class _Run:
     ) -> None:
         self.weights, self.tokens, self.first = weights, tokens, first
         self.watcher = watcher
-        weights.check()
-        self.rope = make_rope(
-            weights.source, weights.architecture.rope, weights.shape.head_size, tokens.shape[1]
-        )
+        self.rope = check(weights, tokens.shape[1])
         # The last layer is needed for the scored positions only.
         self.starts = [0] * (weights.shape.layers - 1) + [first]
         chunks, n_ctx = tokens.shape
@@ -232,6 +236,11 @@ class _Run:
         size = max(1, GROUP_BYTES // (self.tokens.shape[1] * self.weights.shape.embedding * 4))
         for start in range(0, len(self.tokens), size):
             yield range(start, min(start + size, len(self.tokens)))
+
+    def tasks(self, count: int) -> list[slice]:
+        """Return what one worker takes through a layer at a time, of `count` chunks."""
+        step = max(1, TASK_ROWS // self.tokens.shape[1])
+        return [slice(place, place + step) for place in range(0, count, step)]
 
     def group(self, chunks: range, each: Callable[[int, Floats], T], pool: Executor) -> Iterator[T]:
         states = self.states(chunks, pool)
@@ -255,8 +264,7 @@ class _Run:
     def states(self, chunks: range, pool: Executor) -> list[Floats]:
         """Return what leaves the last layer at the positions from `first` on, for each chunk."""
         x = self.weights.embed(self.tokens[chunks.start : chunks.stop])  # (chunks, n_ctx, embedding)
-        per_task = max(1, TASK_ROWS // self.tokens.shape[1])
-        tasks = [x[place : place + per_task] for place in range(0, len(chunks), per_task)]
+        tasks = [x[place] for place in self.tasks(len(chunks))]
         for index, start in enumerate(self.starts):
             layer = self._layer(index, pool)
             results = []

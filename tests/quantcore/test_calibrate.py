@@ -1,7 +1,8 @@
-"""Calibration: the sums are llama-imatrix's, whatever the threads, and files hold them in both kinds."""
+"""Calibration: the sums are llama-imatrix's, the bits the same for any threads, the files of both kinds."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from quantcore.calibrate import importance, promised
 from quantcore.cli import main
 from quantcore.convert import open_huggingface
 from quantcore.errors import InputError, ShortText
-from quantcore.ggufkv import string
+from quantcore.ggufkv import f32, string
 from quantcore.imatrix import open_imatrix
 from quantcore.imatrixfiles import HASHES, Sums
 from quantcore.models import open_model
@@ -81,10 +82,12 @@ def test_sums_are_those_of_plain_loops_in_float64(tmp_path, monkeypatch, family)
         assert np.allclose(sums.values[name][number], (np.stack(inputs) ** 2).sum(axis=0), rtol=1e-3)
 
 
-def test_threads_change_no_bit(demo, text):
-    alone, together = (importance(demo, text, "it", n_ctx=CHUNK, n_chunks=24, threads=n) for n in (1, 2))
+@pytest.mark.parametrize(("n_ctx", "chunks"), [(512, 2), (128, 24), (256, 3)])
+def test_threads_change_no_bit(demo, text, n_ctx, chunks):
+    """Also where there are more of them than pieces of work."""
+    alone, many = (importance(demo, text, "it", n_ctx=n_ctx, n_chunks=chunks, threads=n) for n in (1, 5))
 
-    for name, values in together.values.items():
+    for name, values in many.values.items():
         assert (values == alone.values[name]).all(), name
 
 
@@ -105,6 +108,39 @@ def test_two_measurements_merged_are_one_of_both(kind, tmp_path):
     assert np.allclose(sums.values["blk.0.attn_q.weight"], 7.0)
     assert sums.counts["blk.0.attn_q.weight"] == [512.0]
     assert (sums.n_chunks, sums.datasets) == (4, ["a.txt", "a.txt"])
+
+
+@pytest.mark.parametrize("kinds", [("gguf", "dat"), ("dat", "gguf")])
+def test_files_are_merged_in_any_order_and_named_in_the_order_given(kinds, tmp_path):
+    """The older kind has one count for a stack."""
+    sums = Sums(CHUNK, datasets=["own.txt"], hashes=["0" * 64])
+    for name, kind in zip(("first", "second"), kinds, strict=True):
+        stack = some()
+        stack.datasets = [f"{name}.txt"]
+        stack.save(tmp_path / f"{name}.{kind}")
+        sums.merge(open_imatrix(tmp_path / f"{name}.{kind}"))
+
+    assert sums.datasets == ["first.txt", "second.txt", "own.txt"]
+    assert sums.hashes == ["", "", "0" * 64]
+    assert sums.values["blk.0.ffn_up_exps.weight"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("kind", ["gguf", "dat"])
+def test_names_that_are_no_text_survive(kind, tmp_path):
+    name = b"blk.\xff.weight".decode("utf-8", "surrogateescape")
+    sums = Sums(CHUNK)
+    sums.add(name, np.ones((1, 2)), np.ones(1))
+
+    sums.save(tmp_path / f"it.{kind}")
+
+    assert name in open_imatrix(tmp_path / f"it.{kind}").entries
+
+
+def test_counts_beyond_what_files_can_say_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"blk\.0\.attn_q\.weight: more than 2147483648 inputs"):
+        some(count=2.0**32).save(tmp_path / "it.dat")
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_experts_that_no_token_reached_stay_known_as_such(tmp_path):
@@ -137,6 +173,9 @@ def test_nothing_is_promised_of_a_model_whose_text_cannot_be_cut(demo):
 
     with pytest.raises(InputError, match=r"tokenizer\.ggml\.pre is 'strange'"):
         promised(strange, "", "")
+    scaled = {"llama.rope.scaling.type": string("longrope"), "llama.rope.scaling.factor": f32(4.0)}
+    with pytest.raises(InputError, match="longrope"):
+        promised(replace(demo, metadata={**demo.metadata, **scaled}), "", "")
 
 
 def test_a_short_text_is_refused(demo):
@@ -167,3 +206,60 @@ def test_a_text_that_is_not_there_is_named(tmp_path, capsys):
 
     assert "missing.txt: cannot be read: No such file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A model and a text of one's own to lose."""
+    write_model(tmp_path / "model", "llama")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    return tmp_path
+
+
+def told(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["text.txt", "model/model.safetensors", "model/config.json"])
+def test_what_is_read_is_not_overwritten(own, capsys, target):
+    before = (own / target).read_bytes()
+
+    verbs = (
+        ["imatrix", own / "model", own / "text.txt", own / target, "--ctx", "32"],
+        ["perplexity", own / "model", own / "text.txt", "--ctx", "32", "--save-base", own / target],
+    )
+    for verb in verbs:
+        assert "give another name" in told(capsys, *verb)
+        assert (own / target).read_bytes() == before
+
+
+def test_what_cannot_end_well_is_told_before_the_long_work(own, capsys, monkeypatch):
+    def never(*_arguments, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr("quantcore.cli.imatrix.importance", never)
+    sums = Sums(32)
+    sums.add("blk.0.attn_q.weight", np.ones((1, 4)), np.ones(1))
+    sums.save(own / "other.gguf")
+    common = ["imatrix", own / "model", own / "text.txt"]
+
+    assert "the folder" in told(capsys, *common, own / "missing" / "o.gguf")
+    merged = told(capsys, *common, own / "o.gguf", "--merge", own / "other.gguf")
+    assert "other.gguf: blk.0.attn_q.weight has 4 values, the model's 32" in merged
+
+
+def test_the_hash_is_that_of_what_was_read(own, monkeypatch):
+    """A pipe can be read once only."""
+    reads = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
+
+    assert (
+        main([str(it) for it in ("imatrix", own / "model", own / "text.txt", own / "o.gguf", "--ctx", "32")])
+        == 0
+    )
+
+    assert reads.count("text.txt") == 1
+    digest = hashlib.sha256(read_bytes(own / "text.txt")).hexdigest()
+    assert read_header(own / "o.gguf").metadata[HASHES].value == [digest]
