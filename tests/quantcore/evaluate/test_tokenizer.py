@@ -6,13 +6,14 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from quantcore.errors import InputError
 from quantcore.evaluate.spm import ScoreMerger
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.ggufkv import ValueType, array, boolean, string, u32
 from quantcore.models import open_model
+from quantcore.pretokenizers import pre_tokenizer
 from quantcore.sources.base import Source
 
 TEXT = (
@@ -56,6 +57,27 @@ def test_ids_are_those_of_llama_cpp(demo, pre):
     ids = load_tokenizer(changed(demo, pre=string(pre))).encode(TEXT)
 
     assert hashlib.sha256(ids[:800].astype("<i4").tobytes()).hexdigest().startswith(LLAMA_CPP[pre])
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("qwen2", "cafe\u0301s", ["cafe", "\u0301s"]),
+        ("qwen35", "cafe\u0301s", ["cafe\u0301s"]),
+        ("default", "a `b 123456", ["a", " `", "b", " ", "123", "456"]),
+        ("falcon", "a `b 123456", ["a", " ", "`", "b", " ", "123", "456"]),
+        ("deepseek-coder", "ab12 \u05d0", ["ab", "1", "2", " \u05d0"]),
+        ("deepseek-llm", "ab12 \u05d0", ["ab", "12", " \u05d0"]),
+        ("smollm", "x 12345", ["x", " ", "1", "2", "3", "4", "5"]),
+        ("deepseek-v3", "x 12345", ["x", " ", "123", "45"]),
+    ],
+)
+def test_pre_tokenizers_differ_where_they_should(pre, text, pieces):
+    cut = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre_tokenizer(pre).patterns]
+    )
+
+    assert [piece for piece, _ in cut.pre_tokenize_str(text)] == pieces
 
 
 def test_ids_are_those_of_the_published_tokenizer(demo, pytestconfig):
