@@ -40,8 +40,9 @@ BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 MAX_COUNT = 2**31 - 1
-OPTIONAL_COUNTS = (
-    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+OPTIONAL_COUNTS = (*("num_key_value_heads", "head_dim", "max_position_embeddings"),)
+# Of mixtures; 0 says that there are none.
+EXPERT_COUNTS = (
     *("num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),
     "shared_expert_intermediate_size",
 )
@@ -83,10 +84,11 @@ def _load_config(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: the weights are already quantized ({method}); start from the original model"
         )
-    stated = [field for field in OPTIONAL_COUNTS if config.get(field) is not None]
+    stated = [field for field in (*OPTIONAL_COUNTS, *EXPERT_COUNTS) if config.get(field) is not None]
     for field in (*COUNTS, *stated):
         value = config.get(field)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        least = 0 if field in EXPERT_COUNTS else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UnreadableFile(f"{path}: {field} must be a positive number, not {reprlib.repr(value)}")
         if value > MAX_COUNT:
             raise UnreadableFile(f"{path}: {field} is {reprlib.repr(value)}, more than any model has")
@@ -150,8 +152,6 @@ def _stacked(stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stor
             found[name] = tensor
             continue
         whole = f"{match[1]}.{match[3]}"
-        if "block_sparse_moe" in whole:  # Mixtral's: the tables know those of its first release
-            whole = whole.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
         stacks.setdefault(whole, {})[int(match[2])] = tensor
     return found | {name: stack(name, parts, experts) for name, parts in stacks.items()}
 
@@ -180,7 +180,11 @@ def _check_shapes(
         raise UnreadableFile(
             f"{directory / 'config.json'}: num_experts_per_tok is {shape.experts_used} of {shape.experts}"
         )
-    layers = (f"blk.{n}.{part}" for n in range(shape.layers) for part in architecture.parts(shape.experts))
+    try:
+        parts = architecture.parts(shape.experts)
+    except UnknownArchitecture as exc:
+        raise UnknownArchitecture(f"{directory / 'config.json'}: {exc}") from exc
+    layers = (f"blk.{n}.{part}" for n in range(shape.layers) for part in parts)
     for name in ("token_embd.weight", "output_norm.weight", *layers):
         if name not in named:
             raise UnreadableFile(f"{directory}: the weights lack {name}, which {architecture.name} needs")

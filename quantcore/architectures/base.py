@@ -66,7 +66,11 @@ class Architecture:
     `wide_norms` norm queries and keys as a whole, not head by head.
 
     In a mixture `experts` stand for the dense feed-forward part: stacks of matrices, a router, and in some
-    families a shared expert. `shares_add_up` makes the shares of the chosen experts add up to one.
+    families a shared expert. Where a file does not say how long an expert is, `splits_length` divides the
+    feed-forward length among those that a token uses. `shares_add_up` makes the shares of the chosen experts
+    add up to one.
+
+    `unknown_keys` are of models under the same name that are not described here, if they are not zero.
     """
 
     name: str
@@ -83,6 +87,8 @@ class Architecture:
     wide_norms: bool = False
     experts: tuple[str, ...] = ()
     shares_add_up: bool = True
+    splits_length: bool = False
+    unknown_keys: tuple[str, ...] = ()
 
     def parts(self, n_experts: int) -> tuple[str, ...]:
         """Return the tensors that every layer must have; raises `UnknownArchitecture` for a mixture of a

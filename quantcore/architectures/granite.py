@@ -28,6 +28,9 @@ GRANITE = register(
             "GraniteForCausalLM": {
                 "max_position_embeddings": 2048,
                 "rms_norm_eps": 1e-6,
+                "attention_multiplier": 1.0,
+                "embedding_multiplier": 1.0,
+                "residual_multiplier": 1.0,
                 "logits_scaling": 1.0,
             }
         },

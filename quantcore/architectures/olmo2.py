@@ -14,5 +14,6 @@ OLMO2 = register(
         block=(*(part for part in BLOCK if not part.endswith("_norm.weight")), *NORMS),
         states_head_size=False,
         wide_norms=True,
+        unknown_keys=("attention.sliding_window",),  # OLMo 3
     )
 )

@@ -48,5 +48,6 @@ QWEN2MOE = register(
         extra_hparams=lengths,
         experts=(*EXPERTS, *SHARED),
         shares_add_up=False,
+        splits_length=True,
     )
 )

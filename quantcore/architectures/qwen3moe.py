@@ -34,5 +34,6 @@ QWEN3MOE = register(
         block=QWEN3.block,
         extra_hparams=length,
         experts=EXPERTS,
+        splits_length=True,
     )
 )

@@ -17,8 +17,11 @@ def rotates(layer: int) -> bool:
 
 def checked_sizes(config: Config, name: str) -> dict[str, Value]:
     """Return the sizes of a Llama; raises `UnknownArchitecture` for other layers without positions."""
-    stated = config.get("no_rope_layers")
-    if stated is not None and [bool(it) for it in stated] != [rotates(n) for n in range(len(stated))]:
+    layers, stated = config["num_hidden_layers"], config.get("no_rope_layers")
+    if stated is None:
+        every = config.get("no_rope_layer_interval") or EVERY
+        stated = [(n + 1) % every != 0 for n in range(layers)]
+    if [bool(it) for it in stated[:layers]] != [rotates(n) for n in range(layers)]:
         raise UnknownArchitecture("no_rope_layers are not every fourth layer, which is all that GGUF can say")
     if config.get("use_sliding_window"):
         raise UnknownArchitecture("use_sliding_window is set, which GGUF cannot say of smollm3")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.architectures import Architecture, by_name
+from quantcore.architectures.base import SHARED
 from quantcore.architectures.shape import Shape, same_shape
 from quantcore.errors import UnknownArchitecture, UnreadableFile
 from quantcore.evaluate.ops import Floats
@@ -76,13 +77,16 @@ class Weights:
         used = self._size("expert_used_count")
         if used > count:
             raise UnreadableFile(f"{self.source.path}: {used} of {count} experts cannot be used")
+        whole = self._size("feed_forward_length")
+        inner = whole // used if self.architecture.splits_length else whole
+        has_shared = set(SHARED) <= set(self.architecture.experts)
         return {
             "experts": count,
             "experts_used": used,
-            "expert_feed_forward": self._size(
-                "expert_feed_forward_length", self._size("feed_forward_length")
-            ),
-            "shared_feed_forward": self.source.count("expert_shared_feed_forward_length", 0),
+            "expert_feed_forward": self._size("expert_feed_forward_length", inner),
+            "shared_feed_forward": self._size("expert_shared_feed_forward_length", whole)
+            if has_shared
+            else 0,
         }
 
     @cached_property
@@ -113,6 +117,10 @@ class Weights:
 
     def check(self) -> None:
         """Refuse a model one of whose tensors is missing or has another shape, before any work."""
+        for key in self.architecture.unknown_keys:
+            if self.source.count(key, 0):
+                name = self.architecture.name
+                raise UnknownArchitecture(f"{self.source.path}: {name} with {name}.{key} is not known")
         # The family first: one that is unknown would lack fields too.
         parts = (*self.parts, *self.architecture.optional)
         layers = self.shape.layers

@@ -250,7 +250,10 @@ def test_experts_become_one_stack_that_is_read_across_them(mixtral):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda w, name: w.pop(name), "ffn.*|experts.w1.weight lacks number 2 of 4"),
+        (
+            lambda w, name: w.pop(name),
+            r"model\.layers\.0\.block_sparse_moe\.experts\.w1\.weight lacks number 2 of 4",
+        ),
         (lambda w, name: w.update({name: w[name][:-1]}), r"experts\.2\.w1\.weight is F32 \[47, 32\]"),
         (lambda w, name: w.update({name.replace("2", "9"): w[name]}), "has number 9, config.json means 4"),
     ],
@@ -277,7 +280,12 @@ def test_more_experts_in_use_than_there_are_is_refused(mixtral):
         ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob is not set"),
         ("qwen2moe", {"norm_topk_prob": True}, "norm_topk_prob is set"),
         ("qwen2moe", {"decoder_sparse_step": 2}, "leave layers without experts"),
-        ("qwen3", {"num_experts": 4, "num_experts_per_tok": 2}, "qwen3 with 4 experts is not known"),
+        (
+            *("qwen3", {"num_experts": 4, "num_experts_per_tok": 2}),
+            r"config\.json: qwen3 with 4 experts is not known",
+        ),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, "not every fourth layer"),
+        ("smollm3", {"no_rope_layers": [1, 1]}, "not every fourth layer"),
     ],
 )
 def test_mixtures_that_gguf_cannot_describe_are_refused(tmp_path, family, changes, said):
@@ -286,3 +294,20 @@ def test_mixtures_that_gguf_cannot_describe_are_refused(tmp_path, family, change
 
     with pytest.raises(UnknownArchitecture, match=said):
         open_huggingface(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "field"), [("qwen3moe", "shared_expert_intermediate_size"), ("llama", "num_local_experts")]
+)
+def test_a_count_of_zero_says_that_there_are_none(tmp_path, family, field):
+    write_model(tmp_path, family)
+    change_config(tmp_path, **{field: 0})
+
+    assert open_huggingface(tmp_path).tensors
+
+
+def test_factors_that_granite_does_not_state_are_one(tmp_path):
+    write_model(tmp_path, "granite")
+    change_config(tmp_path, attention_multiplier=None)
+
+    assert open_huggingface(tmp_path).get("granite.attention.scale") == 1.0

@@ -16,7 +16,7 @@ from quantcore.evaluate.ops import attend
 from quantcore.evaluate.rope import Rope, make_rope
 from quantcore.ggufkv import f32, string, u32
 from quantcore.tensors import Tensor
-from tests.quantcore.convert.families import FAMILIES, config_of, weights_of, write_model
+from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
 from tests.quantcore.evaluate import reference
 
 TOKENS = np.random.default_rng(3).integers(0, 259, size=(3, 24)).astype(np.int32)
@@ -119,6 +119,45 @@ def test_the_layers_that_rotate_nothing_matter(tmp_path, monkeypatch):
     monkeypatch.setattr("quantcore.architectures.smollm3.EVERY", 3)
 
     assert far_from(logits, source)
+
+
+def without(source, *keys):
+    return replace(source, metadata={key: value for key, value in source.metadata.items() if key not in keys})
+
+
+def test_lengths_of_experts_that_a_file_does_not_state_are_llama_cpps(tmp_path):
+    """The whole length for the shared expert, and as much for all that a token uses."""
+    write_model(tmp_path, "qwen2moe")
+    config = json.loads((tmp_path / "config.json").read_text())
+    lengths = {"intermediate_size": 72, "shared_expert_intermediate_size": 72, "moe_intermediate_size": 24}
+    (tmp_path / "config.json").write_text(json.dumps(config | lengths))
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(weights_of(config | lengths)))
+    source = open_huggingface(tmp_path)
+
+    silent = without(
+        source, "qwen2moe.expert_feed_forward_length", "qwen2moe.expert_shared_feed_forward_length"
+    )
+
+    assert np.array_equal(ours(silent), ours(source))
+
+
+def test_a_length_of_a_shared_expert_that_a_family_does_not_have_changes_nothing(tmp_path):
+    write_model(tmp_path, "qwen3moe")
+    source = open_huggingface(tmp_path)
+    odd = {**source.metadata, "qwen3moe.expert_shared_feed_forward_length": u32(24)}
+
+    assert np.array_equal(ours(replace(source, metadata=odd)), ours(source))
+
+
+def test_olmo_3_is_not_taken_for_olmo_2(tmp_path):
+    write_model(tmp_path, "olmo2")
+    source = open_huggingface(tmp_path)
+    newer = {**source.metadata, "olmo2.attention.sliding_window": u32(4096)}
+
+    with pytest.raises(
+        UnknownArchitecture, match=r"olmo2 with olmo2\.attention\.sliding_window is not known"
+    ):
+        ours(replace(source, metadata=newer))
 
 
 def test_other_layers_without_positions_are_refused(tmp_path):
