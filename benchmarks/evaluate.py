@@ -127,7 +127,7 @@ class Bench:
             (x, counts), (y, wanted) = a.sums(name, N_CTX), b.sums(name, N_CTX)
             assert (counts == wanted).all()
             worst = max(worst, float(np.linalg.norm(x - y) / np.linalg.norm(y)))
-        self.note("importance, worst tensor", model, len(a), len(b), worst, costs)
+        self.note("importance, entries; worst deviation", model, len(a), len(b), worst, costs)
 
 
 def line(row):

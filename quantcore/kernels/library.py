@@ -145,7 +145,7 @@ class Library:
         except (OSError, ValueError, KeyError, TypeError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else exc
             raise MissingEngine(f"kernels in {path} cannot be used: {why}; {REPAIR}") from exc
-        # If any can be made ready all can.
+        # One is made ready at once, so that a system where none can be says so before any work.
         for name in list(self._index)[:1]:
             self._entry(name)
 
