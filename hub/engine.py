@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from django.conf import settings
 
 import quantcore
-from hub.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
     from hub.catalog.models import Revision
 
-    # What the hub passes along and never looks into.
+    # What the hub passes along, reading only what these say of themselves.
     Source = quantcore.Source
     Plan = quantcore.Plan
     Importance = quantcore.ImportanceMatrix
@@ -45,7 +43,6 @@ PACKAGES = ("quanthub", "numpy", "gguf")
 CALIBRATION = "calibration.txt"
 # Before the semicolon what is the same for all levels: it is then said once.
 NO_IMPORTANCE = "The level is noise without an importance matrix, which cannot be measured of this model here"
-PREVIEW = 4  # the form in which previews are kept
 
 
 class EngineError(Exception):
@@ -91,22 +88,6 @@ class LevelInfo:
     legacy: bool = False
     weighed: bool = False
     needs_importance: bool = False
-
-
-@dataclass(frozen=True)
-class PlanSummary:
-    """What a quant will weigh, known before any work.
-
-    `same_as` is a level before it that gives every tensor of this model the same type; `unchanged` says that
-    every tensor has that type already, `weighed` that an importance matrix will be measured for it.
-    """
-
-    file_bytes: int
-    bpw: float
-    warnings: tuple[str, ...] = ()
-    same_as: str = ""
-    unchanged: bool = False
-    weighed: bool = False
 
 
 @dataclass(frozen=True)
@@ -326,88 +307,6 @@ def open_importance(revision: Revision, path: Path) -> Importance:
 def plan_document(plan: Plan) -> dict[str, Any]:
     """Return a plan as the JSON document that jobs and quants keep."""
     return plan.to_json()
-
-
-def preview(revision: Revision, level: str) -> PlanSummary:
-    """Return what a quant of a stored revision will weigh. Worked out once, for all levels, and kept."""
-    path = (
-        Path(settings.CACHE_DIR)
-        / "previews"
-        / f"{revision.model.name}-{revision.commit}-{_version('quanthub')}-{PREVIEW}.json"
-    )
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if level not in known:
-        known = _all_previews(revision)
-        write_whole(path, json.dumps(known).encode())
-    if level not in known:
-        raise Refused(f"No level is called {level!r}.")
-    found = known[level]
-    if "refused" in found:
-        raise Refused(found["refused"])
-    return PlanSummary(**found | {"warnings": tuple(found["warnings"])})
-
-
-def _all_previews(revision: Revision) -> dict[str, dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        source = open_source(lay_out(revision, Path(folder)))
-        importance, lacking = None, ""
-        try:
-            importance = promised_importance(revision, source)
-        except EngineError as exc:
-            lacking = str(exc)
-        seen: dict[Any, str] = {}
-        return {
-            level.name: _preview(source, level, Path(folder), importance, lacking, seen) for level in levels()
-        }
-
-
-def _preview(
-    source: Source,
-    level: LevelInfo,
-    folder: Path,
-    importance: Importance | None,
-    lacking: str,
-    seen: dict[Any, str],
-) -> dict[str, Any]:
-    """Return what is kept of a plan; `seen` are the levels before it by what they make of the tensors."""
-    try:
-        plan = make_plan(source, level.name, importance if level.weighed else None, lacking)
-    except EngineError as exc:
-        return {"refused": without_folder(str(exc), folder)}
-    types = tuple(tensor.type for tensor in plan.tensors), level.weighed and importance is not None
-    first = seen.setdefault(types, level.name)
-    return {
-        "file_bytes": plan.file_bytes,
-        "bpw": plan.bpw,
-        "warnings": list(plan.warnings),
-        "same_as": "" if first == level.name else first,
-        "weighed": level.weighed and importance is not None,
-        "unchanged": all(tensor.type == tensor.source_type for tensor in plan.tensors),
-    }
-
-
-def lay_out(revision: Revision, folder: Path) -> Path:
-    """Give a revision's blobs their names in a folder called as the model; return the path to open.
-
-    The folder's name matters: what a Hugging Face directory does not say of itself is read from it.
-    """
-    from hub import blobs
-
-    place = folder / revision.model.name
-    place.mkdir()
-    names = list(revision.files.values_list("path", "blob_id"))
-    blobs.lay_out(names, place)
-    if revision.source_format == revision.SourceFormat.GGUF:
-        return place / min(name for name, _ in names if name.endswith(".gguf"))
-    return place
-
-
-def without_folder(text: str, folder: Path) -> str:
-    """Name files as the model names them: where the hub keeps them is nobody's business."""
-    return text.replace(f"{folder}/", "").replace(str(folder), "the disk")
 
 
 def quantize(

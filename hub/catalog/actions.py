@@ -11,7 +11,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from hub import blobs, engine
+from hub import blobs, engine, previews
 from hub.catalog.models import Model, Revision, RevisionFile
 
 DEMO_ID = "quanthub/tiny-novels-7m"
@@ -63,7 +63,7 @@ def import_path(path: Path, model_id: str | None = None, *, summary: str = "", l
     taken = _record(owner, name, inspection, stored, summary=summary, licence=licence)
     # The request page shows sizes at once, as they are worked out here already.
     with suppress(engine.EngineError):
-        engine.preview(taken.revision, engine.levels()[0].name)
+        previews.preview(taken.revision, engine.levels()[0].name)
     return taken
 
 

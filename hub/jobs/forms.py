@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from django import forms
 from django.utils.functional import cached_property
 
-from hub import engine
+from hub import engine, previews
 from hub.catalog.models import Quant, Revision
 from hub.jobs.models import Job
 from hub.jobs.queries import newest_by_level
@@ -28,7 +28,7 @@ class Choice:
 
     level: engine.LevelInfo
     chosen: bool
-    plan: engine.PlanSummary | None
+    plan: previews.PlanSummary | None
     refusal: str
     quant: Quant | None
     job: Job | None
@@ -152,7 +152,7 @@ class RequestForm(forms.Form):
 
     def _choice(self, level: engine.LevelInfo, chosen: bool, quant: Quant | None, job: Job | None) -> Choice:
         try:
-            plan, refusal = engine.preview(self.revision, level.name), ""
+            plan, refusal = previews.preview(self.revision, level.name), ""
         except engine.EngineError as exc:
             plan, refusal = None, str(exc)
         return Choice(level, chosen, plan, refusal, quant, job)

@@ -17,6 +17,7 @@ from hub.files import without_paths
 from hub.jobs import actions, importance, measuring, outages, workspace
 from hub.jobs.models import Job, Stage
 from hub.jobs.queries import stages_of
+from hub.layout import lay_out, without_folder
 
 SMALL = 64 << 20
 SECONDS_BETWEEN_RECORDS = 1.0
@@ -43,7 +44,7 @@ def make(job: Job) -> None:
 def _why(exc: Exception, job: Job) -> tuple[Job.ErrorKind, str]:
     """Return whose turn it is, and the sentence that the page shows."""
     if isinstance(exc, engine.EngineError | blobs.BlobError):
-        return Job.ErrorKind(exc.kind), without_paths(engine.without_folder(str(exc), workspace.folder(job)))
+        return Job.ErrorKind(exc.kind), without_paths(without_folder(str(exc), workspace.folder(job)))
     if isinstance(exc, outages.AWAY):
         return Job.ErrorKind.RETRY, "The hub's database did not answer in time. Try again."
     if isinstance(exc, OSError):
@@ -129,7 +130,7 @@ class Journey:
             blobs.check(file.blob, read=file.blob.size <= SMALL)
             done += file.blob.size
         self.record.tell(done, total, "bytes", "", len(files), len(files))
-        self.source = engine.open_source(engine.lay_out(self.revision, self.folder))
+        self.source = engine.open_source(lay_out(self.revision, self.folder))
 
     def calibrate(self) -> None:
         """Measure which columns of the weights count, unless that was done for another level."""

@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from hub import engine
+from hub import engine, previews
+from hub.layout import lay_out
 from quantcore import errors
 from quantcore.evaluate import speed
 from quantcore.recipes import recipes
@@ -55,13 +56,13 @@ def test_every_level_is_offered():
 
 
 def test_a_preview_with_an_importance_matrix_is_exact(demo, tmp_path):
-    source = engine.open_source(engine.lay_out(demo, tmp_path))
+    source = engine.open_source(lay_out(demo, tmp_path))
     engine.calibrate(source, tmp_path / "it.gguf", lambda _progress: None)
     matrix = engine.open_importance(demo, tmp_path / "it.gguf")
 
     for level in ("IQ2_XS", "IQ4_XS", "Q2_K_S"):
         plan = engine.make_plan(source, level, matrix)
-        assert engine.preview(demo, level).file_bytes == plan.file_bytes
+        assert previews.preview(demo, level).file_bytes == plan.file_bytes
         assert (
             engine.quantize(source, plan, tmp_path / level, lambda _: None, matrix).file_bytes
             == plan.file_bytes
@@ -76,14 +77,14 @@ def test_levels_that_need_importance_are_refused_where_it_cannot_be_measured(dem
     shutil.rmtree(settings.CACHE_DIR / "previews")
 
     with pytest.raises(engine.Refused, match=r"noise without an importance matrix.*'mamba'"):
-        engine.preview(demo, "IQ2_XS")
-    assert engine.preview(demo, "IQ4_XS").file_bytes
+        previews.preview(demo, "IQ2_XS")
+    assert previews.preview(demo, "IQ4_XS").file_bytes
 
 
 def test_a_level_that_gives_a_model_nothing_new_is_told(demo):
     """The demo has no experts: what is left of MXFP4_MOE is Q8_0."""
-    assert engine.preview(demo, "MXFP4_MOE").same_as == "Q8_0"
-    assert engine.preview(demo, "Q8_0").same_as == ""
+    assert previews.preview(demo, "MXFP4_MOE").same_as == "Q8_0"
+    assert previews.preview(demo, "Q8_0").same_as == ""
 
 
 def test_a_fingerprint_changes_with_level_and_options():
@@ -94,16 +95,16 @@ def test_a_fingerprint_changes_with_level_and_options():
 
 
 def test_a_preview_is_the_plan_and_needs_no_file_the_second_time(demo, monkeypatch):
-    first = engine.preview(demo, "Q8_0")
+    first = previews.preview(demo, "Q8_0")
     monkeypatch.setattr(engine, "open_source", lambda _path: pytest.fail("the file was opened again"))
 
-    assert engine.preview(demo, "Q8_0") == first
-    assert engine.preview(demo, "Q2_K").file_bytes < first.file_bytes < demo.file_bytes
+    assert previews.preview(demo, "Q8_0") == first
+    assert previews.preview(demo, "Q2_K").file_bytes < first.file_bytes < demo.file_bytes
 
 
 def test_a_preview_of_an_unknown_level_is_refused(demo):
     with pytest.raises(engine.Refused, match="Q9"):
-        engine.preview(demo, "Q9")
+        previews.preview(demo, "Q9")
 
 
 def test_headers_tell_what_the_catalog_shows(demo, settings):

@@ -6,9 +6,10 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
-from hub import engine
+from hub import engine, previews
 from hub.jobs import actions, views
 from hub.jobs.models import Job, Stage, State
+from hub.layout import lay_out
 
 LIVE = {"HX-Request": "true", "HX-Target": "job-live"}
 DIALOG = {"HX-Request": "true", "HX-Target": "dialog"}
@@ -298,7 +299,7 @@ def test_a_refusal_that_levels_share_is_said_once(client, alice, demo, monkeypat
     def refuse(_revision, level):
         raise engine.Refused(f"{level}.weight is Q4_K already; start from the full-precision model")
 
-    monkeypatch.setattr(engine, "preview", refuse)
+    monkeypatch.setattr(previews, "preview", refuse)
     client.force_login(alice)
 
     text = text_of(client.get(reverse("jobs:request", args=[demo.model.owner, demo.model.name])))
@@ -387,7 +388,7 @@ def test_what_was_chosen_is_not_folded_away(client, alice, demo):
 def test_a_source_that_is_a_quant_offers_what_unpacks_it(client, alice, demo, tmp_path):
     from hub.catalog import actions as catalog
 
-    whole = engine.open_source(engine.lay_out(demo, tmp_path))
+    whole = engine.open_source(lay_out(demo, tmp_path))
     made = engine.quantize(whole, engine.make_plan(whole, "Q8_0"), tmp_path / "small.gguf", lambda _: None)
     quantized = catalog.import_path(made.path, "acme/small").revision
     client.force_login(alice)
