@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantcore.evaluate.hardware import hardware
     from quantcore.evaluate.perplexity import Perplexity, compare, perplexity
     from quantcore.evaluate.speed import Speed, bench
+    from quantcore.evaluate.tensorerrors import tensor_errors
     from quantcore.formats import formats as all_formats
     from quantcore.ggmltypes import is_quantized
     from quantcore.imatrix import ImportanceMatrix, open_imatrix
@@ -69,6 +70,7 @@ __all__ = [
     "promised_importance",
     "quantize",
     "save_base",
+    "tensor_errors",
     "verify",
     "wait_for_kernels",
 ]
@@ -104,6 +106,7 @@ _HOMES = {
     "quantize": "pipeline:quantize",
     "promised_importance": "calibrate:promised",
     "save_base": "evaluate.divergence:save_base",
+    "tensor_errors": "evaluate.tensorerrors:tensor_errors",
     "verify": "pipeline:verify",
     "wait_for_kernels": "backends:wait_for_kernels",
 }

@@ -22,7 +22,7 @@ from quantcore.cli._terminal import visible
 from quantcore.errors import QuantcoreError
 
 # Verbs that multiply no matrices: the threads that numpy starts for that would cost them a tenth of a second.
-_WITHOUT_BLAS = frozenset({"convert", "inspect", "kernels", "plan", "quantize", "verify"})
+_WITHOUT_BLAS = frozenset({"convert", "errors", "inspect", "kernels", "plan", "quantize", "verify"})
 
 
 class _ShowVersion(argparse.Action):

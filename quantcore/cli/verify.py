@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from quantcore.cli._options import whole_number
 from quantcore.cli._terminal import add_json, progress_bar, visible
 from quantcore.cli.inspect import plain
 from quantcore.comparison import Comparison, KeyDifference, TensorDifference, compare_models
+from quantcore.distance import badness
 from quantcore.ggufkv import Value
 from quantcore.models import open_model
 
@@ -93,7 +93,7 @@ def _print(found: Comparison, *, same: bool) -> None:
         f"{len(found.tensors)} tensors have the same bytes, {_count(len(found.metadata), 'metadata key')} "
         f"differ{'s' if len(found.metadata) == 1 else ''}"
     )
-    for tensor in sorted(unlike, key=_badness, reverse=True)[:SHOWN]:
+    for tensor in sorted(unlike, key=lambda tensor: badness(tensor.relative), reverse=True)[:SHOWN]:
         print(f"  {visible(tensor.name):<34} {_words(tensor)}")
     _and_more(len(unlike), "tensor")
     for key in found.metadata[:SHOWN]:
@@ -108,13 +108,6 @@ def _count(number: int, what: str) -> str:
 def _and_more(number: int, what: str) -> None:
     if number > SHOWN:
         print(f"  and {_count(number - SHOWN, f'more {what}')}")
-
-
-def _badness(tensor: TensorDifference) -> float:
-    """Return what the worst have most of: whatever cannot be compared comes before any error."""
-    if tensor.relative is None or isnan(tensor.relative):
-        return inf
-    return tensor.relative
 
 
 def _words(tensor: TensorDifference) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantcore import comparison
+from quantcore import distance
 from quantcore.cli import main
 from quantcore.comparison import compare_models, differing_keys
 from quantcore.containers.gguf import GGUFSink
@@ -66,7 +66,7 @@ def test_a_model_in_parts_is_the_same_as_in_one_file(model, tmp_path):
 @pytest.mark.parametrize("slab", [1 << 20, 300])
 def test_the_error_is_that_of_the_numbers_however_they_are_cut(slab, model, tmp_path, monkeypatch):
     """Against the straight computation over the whole tensor."""
-    monkeypatch.setattr(comparison, "SLAB_WEIGHTS", slab)
+    monkeypatch.setattr(distance, "SLAB_WEIGHTS", slab)
     source = open_gguf(model)
     made = open_gguf(quantize(source, make_plan(source, "Q4_K_M"), tmp_path / "q.gguf").path)
 
