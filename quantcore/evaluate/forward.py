@@ -193,7 +193,7 @@ def map_logits(
     `logits` is float32 `(n_ctx - 1 - first, vocab)`: those of positions `first` to the last but one, which
     predict the token that follows them. It belongs to `each`, which is called by several threads.
     """
-    run = _Run(Weights(source), tokens, first, None, report)
+    run = Run(Weights(source), tokens, first, None, report)
     with workers(threads, len(tokens)) as pool:
         return [result for group in run.groups() for result in run.group(group, each, pool)]
 
@@ -202,7 +202,7 @@ def watch(
     source: Source, tokens: Tokens, watcher: Watcher, *, threads: int | None = None, report: Report = ignore
 ) -> None:
     """Run all chunks `tokens` `(chunks, n_ctx)` through all layers, every position, and no further."""
-    run = _Run(Weights(source), tokens, 0, watcher, report)
+    run = Run(Weights(source), tokens, 0, watcher, report)
     # One thread to a product: how many there are must not show in what is measured.
     with workers(threads, len(run.tasks(len(tokens))), blas=1) as pool:
         for group in run.groups():
@@ -215,7 +215,7 @@ def check(weights: Weights, positions: int = 1) -> Rope:
     return make_rope(weights.source, weights.architecture.rope, weights.shape.head_size, positions)
 
 
-class _Run:
+class Run:
     """One pass over all chunks, and how far it is."""
 
     def __init__(
@@ -249,13 +249,14 @@ class _Run:
         def logits(place: int) -> T:
             scored = states[place][: self.tokens.shape[1] - 1 - self.first]
             normed = rms_norm(scored, norm, self.weights.eps)
-            return each(chunks[place], self._logits(normed, matrix))
+            return each(chunks[place], self.logits(normed, matrix))
 
         for chunk, result in zip(chunks, pool.map(logits, range(len(chunks))), strict=True):
             self.meter.logits(chunk)
             yield result
 
-    def _logits(self, normed: Floats, matrix: Floats) -> Floats:
+    def logits(self, normed: Floats, matrix: Floats) -> Floats:
+        """Return the logits `(rows, vocab)` of `normed` `(rows, embedding)`."""
         found: Floats = normed @ matrix.T
         if self.weights.scales.logits != 1.0:
             found *= np.float32(self.weights.scales.logits)
@@ -266,7 +267,7 @@ class _Run:
         x = self.weights.embed(self.tokens[chunks.start : chunks.stop])  # (chunks, n_ctx, embedding)
         tasks = [x[place] for place in self.tasks(len(chunks))]
         for index, start in enumerate(self.starts):
-            layer = self._layer(index, pool)
+            layer = self.layer(index, pool)
             results = []
             for passed in pool.map(layer.run, tasks, [start] * len(tasks)):
                 results.append(passed.states)
@@ -284,7 +285,8 @@ class _Run:
             else:
                 self.watcher.add_expert(names, expert, self.weights.shape.experts, measured)
 
-    def _layer(self, index: int, pool: Executor) -> Layer:
+    def layer(self, index: int, pool: Executor) -> Layer:
+        """Return layer `index`, dequantized."""
         weights = self.weights
         family = weights.architecture
         return Layer(
