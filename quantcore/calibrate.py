@@ -32,7 +32,7 @@ class _Squares:
     def __init__(self, sums: Sums) -> None:
         self._sums = sums
 
-    def measure(self, x: Floats) -> tuple[npt.NDArray[np.float64], int]:
+    def measure(self, _names: tuple[str, ...], x: Floats) -> tuple[npt.NDArray[np.float64], int]:
         """Return the sums of squares of the columns of `x`, float64 `(inputs,)`, and the number of rows."""
         return np.einsum("ij,ij->j", x, x).astype(np.float64), len(x)
 

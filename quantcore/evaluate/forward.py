@@ -30,8 +30,8 @@ Tokens = npt.NDArray[np.int32]
 class Watcher(Protocol):
     """Who wants to see what the matrices of layers are multiplied with."""
 
-    def measure(self, x: Floats) -> Any:
-        """Return what is to be kept of inputs `x` `(rows, inputs)`; called by several threads."""
+    def measure(self, names: tuple[str, ...], x: Floats) -> Any:
+        """Return what is to be kept of inputs `x` `(rows, inputs)` of `names`; called by several threads."""
 
     def add(self, names: tuple[str, ...], measured: Any) -> None:
         """Take what was measured of the input that the matrices `names` share: in the order of the text."""
@@ -49,8 +49,15 @@ FEED_IN, FEED_OUT = ("ffn_gate", "ffn_up"), ("ffn_down",)
 ROUTER = ("ffn_gate_inp",)
 EXPERTS_IN, EXPERTS_OUT = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
 SHARED_IN, SHARED_OUT = ("ffn_gate_inp_shexp", "ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
-_DENSE = (*ATTENTION_IN, *ATTENTION_OUT, *FEED_IN, *FEED_OUT)
-MATRICES = (*_DENSE, *ROUTER, *EXPERTS_IN, *EXPERTS_OUT, *SHARED_IN, *SHARED_OUT)
+# By what they wait for: the inputs of those of a stage depend on the weights of all stages before.
+STAGES = (
+    ATTENTION_IN,
+    ATTENTION_OUT,
+    (*FEED_IN, *ROUTER),
+    (*EXPERTS_IN, *SHARED_IN),
+    (*FEED_OUT, *EXPERTS_OUT, *SHARED_OUT),
+)
+MATRICES = tuple(part for stage in STAGES for part in stage)
 
 # What a watcher measured of the inputs that some matrices share, and of which expert they are.
 Seen = list[tuple[tuple[str, ...], int | None, Any]]
@@ -121,7 +128,7 @@ class Layer:
     def _see(self, seen: Seen, parts: tuple[str, ...], x: Floats, expert: int | None = None) -> None:
         if self.watcher is not None:
             names = tuple(f"blk.{self.index}.{part}.weight" for part in parts)
-            seen.append((names, expert, self.watcher.measure(x)))
+            seen.append((names, expert, self.watcher.measure(names, x)))
 
     def _heads(self, name: str, x: Floats, heads: int, start: int) -> Floats:
         """Return queries or keys `(chunks, rows, heads, head_size)`, normed if need be, rotated."""

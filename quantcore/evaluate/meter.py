@@ -54,6 +54,10 @@ class Meter:
         self.total = chunks * (sum(self.layers) + self.output)
         self.done, self.started = 0, time.monotonic()
 
+    def begin_at(self, layer: int) -> None:
+        """Leave out the layers before: another pass went through them."""
+        self.total -= self.chunks * sum(self.layers[:layer])
+
     def layer(self, index: int, group: range, count: int) -> None:
         """Report that `count` more chunks of `group` have passed layer `index`."""
         first, last = group.start + 1, group.stop

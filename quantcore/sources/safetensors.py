@@ -35,6 +35,8 @@ ITEM_SIZES: dict[str, int] = {
 
 # Storage form of the types that weights may have; BF16 travels as its bit pattern.
 STORAGE: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# Of all types that can be read: statistics have wider numbers than weights.
+READABLE = STORAGE | {"F64": np.float64, "I64": np.int64, "U64": np.uint64}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class StoredTensor:
 
     def read_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows `start:stop` as a fresh `(rows, row_length)` array of the storage type."""
-        rows = np.empty((stop - start, self.row_length), dtype=STORAGE[self.dtype])
+        rows = np.empty((stop - start, self.row_length), dtype=READABLE[self.dtype])
         row_bytes = self.row_length * ITEM_SIZES[self.dtype]
         _read_into(self.path, self.begin + start * row_bytes, rows, self.name)
         return rows
@@ -94,6 +96,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             ranges.append((begin, end, name))
     _refuse_overlap(path, sorted(ranges))
     return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a file's header says of the file as a whole."""
+    found = _load_header(path)[0].get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UnreadableFile(f"{path}: __metadata__ is no object of strings")
+    return found
 
 
 def _load_header(path: Path) -> tuple[dict[str, Any], int, int]:

@@ -294,7 +294,7 @@ class Rows:
     def __init__(self):
         self.seen = {}
 
-    def measure(self, x):
+    def measure(self, _names, x):
         return len(x)
 
     def add(self, names, measured):
