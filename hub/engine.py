@@ -142,6 +142,19 @@ class Closeness:
 
 
 @dataclass(frozen=True)
+class TensorErrors:
+    """How far each tensor of a quant is from its source's, and all weights together (`relative`).
+
+    `columns` has a list for each figure, all in the order of the source's tensors; None stands for what
+    cannot be told. Shapes have the row length first, as in plans.
+    """
+
+    columns: dict[str, list[Any]]
+    relative: float | None
+    method: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Speed:
     """Tokens per second, how they were measured, and by what.
 
@@ -438,6 +451,41 @@ def increase(baseline: Losses, losses: Losses) -> Figure:
     """Return how much perplexity rises over the baseline, with the error of paired differences."""
     found = quantcore.compare(baseline, losses)
     return Figure(found.difference, found.difference_stderr)
+
+
+def importance_method(importance: Importance) -> dict[str, Any]:
+    """Return how an importance matrix of this hub was measured."""
+    return calibration_protocol() | {"chunks": importance.n_chunks}
+
+
+def tensor_errors(source: Source, quant: Source, importance: Importance | None, tell: Tell) -> TensorErrors:
+    """Measure the error of each tensor of a quant, weighted too where there is an importance matrix."""
+    with translated():
+        found = quantcore.tensor_errors(
+            source, quant, imatrix=importance, threads=settings.JOB_THREADS, report=_reporter(tell)
+        )
+    columns: dict[str, list[Any]] = {
+        "name": [error.name for error in found.tensors],
+        "shape": [list(reversed(error.shape)) for error in found.tensors],
+        "source_type": [error.source_type for error in found.tensors],
+        "type": [error.type for error in found.tensors],
+    }
+    for figure in ("bpw", "relative", "weighted", "rmse", "cosine", "max_abs"):
+        columns[figure] = [_rounded(getattr(error, figure)) for error in found.tensors]
+    method: dict[str, Any] = {
+        "protocol": "quantcore errors",
+        "relative_error": "||quant - source|| / ||source||",
+        "tensors": len(found.tensors),
+        "threads": settings.JOB_THREADS,
+    }
+    if importance is not None:
+        method["weighted_by"] = importance_method(importance)
+    return TensorErrors(columns, _rounded(found.relative), method)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return seven digits, which tell all levels apart; a database's JSON holds no NaN."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.7g}")
 
 
 def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:

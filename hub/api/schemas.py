@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from ninja import Schema
 
-from hub.catalog.models import Measurement, Model, Quant, Revision
+from hub.catalog.models import Measurement, Model, Quant, Revision, TensorErrors
 from hub.jobs.models import Job, JobEvent, Request, State
 
 
@@ -31,6 +31,23 @@ class MeasurementOut(Schema):
         return cls.model_validate({name: getattr(measurement, name) for name in cls.model_fields})
 
 
+class TensorErrorsOut(Schema):
+    """`relative` is of all weights together; each of `tensors` has its own figures, null if not known."""
+
+    level: str
+    relative: float | None
+    tensors: list[dict[str, Any]]
+    method: dict[str, Any]
+    hardware: dict[str, Any]
+    engine: dict[str, Any]
+    created: datetime
+
+    @classmethod
+    def of(cls, errors: TensorErrors) -> TensorErrorsOut:
+        plain = {name: getattr(errors, name) for name in cls.model_fields if name != "level"}
+        return cls(level=errors.quant.level, **plain)
+
+
 class QuantOut(Schema):
     level: str
     format: str
@@ -43,6 +60,7 @@ class QuantOut(Schema):
     seconds: float
     made_with: dict[str, Any]
     measurements: list[MeasurementOut]
+    errors_url: str | None
 
     @classmethod
     def of(cls, http: HttpRequest, quant: Quant) -> QuantOut:
@@ -62,7 +80,14 @@ class QuantOut(Schema):
             seconds=quant.seconds,
             made_with=quant.made_with,
             measurements=[MeasurementOut.of(m) for m in quant.measurements.all()],
+            errors_url=_errors_url(http, quant),
         )
+
+
+def _errors_url(http: HttpRequest, quant: Quant) -> str | None:
+    if not hasattr(quant, "tensor_errors"):
+        return None
+    return http.build_absolute_uri(reverse("api-1:quant_errors", args=[quant.pk]))
 
 
 class ModelLine(Schema):

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from django.db.models import Prefetch, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404
-from ninja import NinjaAPI, Status
+from ninja import NinjaAPI, Path, Status
 from ninja.errors import HttpError, ValidationError
 from pydantic import Field
 
@@ -26,7 +26,9 @@ from hub.api.schemas import (
     RequestIn,
     RequestOut,
     RevisionOut,
+    TensorErrorsOut,
 )
+from hub.catalog import queries
 from hub.catalog.models import Model, Quant
 from hub.jobs import actions
 from hub.jobs.models import Job, Request
@@ -90,6 +92,15 @@ def one_model(request: HttpRequest, owner: str, name: str) -> ModelOut:
     )
 
 
+@api.get("/quants/{quant_id}/errors", response={200: TensorErrorsOut, 404: Problem})
+def quant_errors(
+    request: HttpRequest,  # noqa: ARG001 ninja passes it
+    quant_id: Annotated[int, Path(ge=1, le=LAST)],
+) -> TensorErrorsOut:
+    """Show how far each tensor of a quant is from its source's; quants name this as `errors_url`."""
+    return TensorErrorsOut.of(queries.errors_or_404(quant_id))
+
+
 @api.post("/requests", response={201: RequestOut, 422: Problem}, auth=write)
 def make_request(request: HttpRequest, body: RequestIn) -> Status[RequestOut]:
     """Ask for a quant of each level; what exists or is under way is joined."""
@@ -139,8 +150,8 @@ def _request(request_id: str) -> Request:
 def _whole_quants() -> QuerySet[Quant]:
     """Return quants with all that is shown of them, without one query for each."""
     return (
-        Quant.objects.defer("plan")
-        .select_related("revision__model")
+        Quant.objects.defer("plan", "tensor_errors__columns")
+        .select_related("revision__model", "tensor_errors")
         .prefetch_related("files", "measurements")
     )
 

@@ -6,7 +6,16 @@ from django.contrib import admin
 from django.db.models import Model as DjangoModel
 from django.http import HttpRequest
 
-from hub.catalog.models import Blob, Measurement, Model, Quant, QuantFile, Revision, RevisionFile
+from hub.catalog.models import (
+    Blob,
+    Measurement,
+    Model,
+    Quant,
+    QuantFile,
+    Revision,
+    RevisionFile,
+    TensorErrors,
+)
 
 
 class FactsOnly:
@@ -72,6 +81,13 @@ class MeasurementAdmin(FactsOnly, admin.ModelAdmin):
     list_filter = ("metric",)
     search_fields = ("quant__level", "quant__revision__model__name", "revision__model__name")
     list_select_related = ("quant__revision__model", "revision__model")
+
+
+@admin.register(TensorErrors)
+class TensorErrorsAdmin(FactsOnly, admin.ModelAdmin):
+    list_display = ("__str__", "relative", "created")
+    search_fields = ("quant__level", "quant__revision__model__name")
+    list_select_related = ("quant__revision__model",)
 
 
 @admin.register(Blob)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.core.validators import RegexValidator
 from django.db import models
@@ -204,3 +206,35 @@ class Measurement(models.Model):
 
     def __str__(self) -> str:
         return f"{self.metric} {self.value:.6g}"
+
+
+class TensorErrors(models.Model):
+    """How far each tensor of a quant is from its source's, with everything needed to measure it again.
+
+    `columns` has a list for each figure, which `tensors` turns into lines: a table of a thousand tensors says
+    the figures' names once.
+    """
+
+    quant = models.OneToOneField(Quant, on_delete=models.CASCADE, related_name="tensor_errors")
+    relative = models.FloatField(
+        null=True, help_text="Of all weights together: ||quant - source|| / ||source||."
+    )
+    columns = models.JSONField(
+        default=dict, help_text="Figure by figure, in the order of the source's tensors."
+    )
+    method = models.JSONField(default=dict)
+    hardware = models.JSONField(default=dict)
+    engine = models.JSONField(default=dict)
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name_plural = "tensor errors"
+
+    def __str__(self) -> str:
+        return f"errors of {self.quant}"
+
+    @property
+    def tensors(self) -> list[dict[str, Any]]:
+        """Return a line for each tensor."""
+        figures = list(self.columns)
+        return [dict(zip(figures, line, strict=True)) for line in zip(*self.columns.values(), strict=True)]

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from django.db.models import Prefetch, QuerySet
 from django.shortcuts import get_object_or_404
 
-from hub.catalog.models import Measurement, Model, ModelQuerySet, Quant, QuantFile, Revision, RevisionFile
+from hub.catalog.models import (
+    Measurement,
+    Model,
+    ModelQuerySet,
+    Quant,
+    QuantFile,
+    Revision,
+    RevisionFile,
+    TensorErrors,
+)
 
 Metric = Measurement.Metric
 RUINED = 20.0  # percent of perplexity that a quant may add and still be recommended
@@ -232,8 +243,10 @@ def with_figures(revisions: QuerySet[Revision]) -> QuerySet[Revision]:
     """Load everything that rows of quants show."""
     measured = Measurement.objects.order_by("metric", "-created", "-pk")
     files = QuantFile.objects.select_related("blob")
-    quants = Quant.objects.select_related("made_by").prefetch_related(
-        Prefetch("measurements", measured), Prefetch("files", files)
+    quants = (
+        Quant.objects.select_related("made_by", "tensor_errors")
+        .defer("tensor_errors__columns")  # only their own page shows them
+        .prefetch_related(Prefetch("measurements", measured), Prefetch("files", files))
     )
     return revisions.select_related("model").prefetch_related(
         Prefetch("measurements", measured), Prefetch("quants", quants)
@@ -278,3 +291,18 @@ def revision_or_404(owner: str, name: str, commit: str = "") -> Revision:
         revisions = revisions.filter(commit__startswith=commit)
     newest = revisions.order_by("-created", "-pk").prefetch_related(Prefetch("files", files)).first()
     return newest or get_object_or_404(revisions)
+
+
+def errors_or_404(quant_id: int, owner: str | None = None, name: str | None = None) -> TensorErrors:
+    """Return the errors of a quant's tensors, of a quant of that model where one is named."""
+    found = TensorErrors.objects.select_related("quant__revision__model")
+    if owner is not None:
+        found = found.filter(quant__revision__model__owner=owner, quant__revision__model__name=name)
+    return get_object_or_404(found, quant_id=quant_id)
+
+
+def worst_first(errors: TensorErrors) -> list[dict[str, Any]]:
+    """Return the lines of a quant's tensors by relative error, those of which none can be told before all."""
+    return sorted(errors.tensors, key=lambda line: inf if line["relative"] is None else line["relative"])[
+        ::-1
+    ]

@@ -43,3 +43,12 @@ def model(request: PageRequest, owner: str, name: str) -> HttpResponse:
     if request.GET.get("jobs", str(len(jobs))) != str(len(jobs)):
         trigger_client_event(response, "quants-changed")
     return response
+
+
+@require_safe
+def errors(request: PageRequest, owner: str, name: str, quant_id: int) -> HttpResponse:
+    """Show the error of each tensor of a quant; the model's page takes the table alone."""
+    found = queries.errors_or_404(quant_id, owner, name)
+    context = {"errors": found, "quant": found.quant, "tensors": queries.worst_first(found)}
+    parts = {f"errors-{quant_id}-table": "catalog/_errors.html"}
+    return page(request, "catalog/errors.html", context, parts=parts)

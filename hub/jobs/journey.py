@@ -169,7 +169,7 @@ class Journey:
         engine.verify(self.made.path, self.planned)
 
     def measure(self) -> None:
-        self.figures = measuring.measure(self.job, self.source, self.made.path, self.record)
+        self.found = measuring.measure(self.job, self.source, self.made.path, self.importance, self.record)
 
     def publish(self) -> None:
         artifact = actions.Artifact(
@@ -179,11 +179,12 @@ class Journey:
             bpw=self.planned.bpw,
             seconds=self.made.seconds,
             made_with=engine.versions() | self._importance_document(),
-            figures=tuple(self.figures),
+            figures=self.found.figures,
+            errors=self.found.errors,
         )
         actions.publish(self.job, artifact)
 
     def _importance_document(self) -> dict[str, Any]:
         if self.importance is None:
             return {}
-        return {"imatrix": engine.calibration_protocol() | {"chunks": self.importance.n_chunks}}
+        return {"imatrix": engine.importance_method(self.importance)}

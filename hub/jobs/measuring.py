@@ -1,4 +1,4 @@
-"""The measure stage: how the quant predicts a text beside its source, and its speed in llama.cpp.
+"""The measure stage: how the quant predicts a text beside its source, its tensors' errors, and its speed.
 
 The source is measured once for each protocol; what it predicted, token by token, is kept in the cache, as the
 error of a difference is far smaller when both sides are paired. What cannot be measured here is said, not
@@ -7,9 +7,11 @@ guessed.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,7 @@ from django.conf import settings
 
 from hub import engine
 from hub.catalog.models import Measurement, Revision
-from hub.jobs import actions, baselines
+from hub.jobs import actions, baselines, importance
 from hub.jobs.baselines import Baseline
 from hub.jobs.models import Job
 from hub.jobs.whole import Whole
@@ -31,19 +33,35 @@ Speeds = Mapping[Literal["pp", "tg"], engine.Speed]
 # A share of the processors that other programs may use while speed is measured.
 QUIET = 0.1
 SOURCE, QUANT, SPEED = "perplexity of the source", "perplexity of the quant", "speed in llama.cpp"
+ERRORS = "errors of tensors"
 # Beside one pass over the text: five runs of a prompt and of a generation, the latter a token at a time.
 SPEED_COST = 0.4
+# Reading both files once.
+ERRORS_COST = 0.02
+logger = logging.getLogger(__name__)
 
 
-def measure(job: Job, source: engine.Source, made: Path, tell: engine.Tell) -> list[actions.Measured]:
-    """Return every figure that this machine can measure of a finished file."""
-    steps = {QUANT: 1.0, SPEED: SPEED_COST}
+@dataclass(frozen=True)
+class Findings:
+    """What was measured of a quant; no errors where that failed."""
+
+    figures: tuple[actions.Measured, ...]
+    errors: actions.MeasuredErrors | None
+
+
+def measure(
+    job: Job, source: engine.Source, made: Path, matrix: engine.Importance | None, tell: engine.Tell
+) -> Findings:
+    """Return all that this machine can measure of a finished file."""
+    steps = {QUANT: 1.0, ERRORS: ERRORS_COST, SPEED: SPEED_COST}
     kept = _kept(job.revision, made.parent)
     # Losses alone are worth a second pass over the source: now there may be room for its base.
     if kept is None or kept.base is None:
         steps = {SOURCE: 1.0} | steps
     whole = Whole(tell, steps)
-    return [*_quality(job, source, made, kept, whole), *_speed(job, made, whole.step(SPEED))]
+    quality = _quality(job, source, made, kept, whole)
+    errors = _errors(job, source, made, matrix, whole.step(ERRORS))
+    return Findings((*quality, *_speed(job, made, whole.step(SPEED))), errors)
 
 
 def _quality(
@@ -76,6 +94,26 @@ def _beside(
     if baseline.base is None:
         return engine.perplexity(quant, settings.EVAL_TEXT, tell), None
     return engine.quality(quant, settings.EVAL_TEXT, baseline.base, tell)
+
+
+def _errors(
+    job: Job, source: engine.Source, made: Path, matrix: engine.Importance | None, tell: engine.Tell
+) -> actions.MeasuredErrors | None:
+    try:
+        # Another level's calibration weighs the errors of those that are made without, too.
+        matrix = matrix or importance.load(job.revision, made.parent)
+        found = engine.tensor_errors(source, engine.open_source(made), matrix, tell)
+    except actions.Stale:
+        raise
+    except Exception as exc:
+        # Whatever it was: the file is whole, and must not be lost for want of figures beside it.
+        logger.exception("job %s: errors of tensors were not measured", job.pk)
+        why = str(exc) if isinstance(exc, engine.EngineError) else "something went wrong in the hub itself"
+        actions.log(job, f"Errors of tensors were not measured here: {why}")
+        return None
+    return actions.MeasuredErrors(
+        found.relative, found.columns, found.method, engine.hardware(), engine.versions()
+    )
 
 
 def _speed(job: Job, made: Path, tell: engine.Tell) -> Iterable[actions.Measured]:

@@ -65,6 +65,22 @@ def percent(value: float) -> str:
 
 
 @register.filter
+def error(value: float | None) -> str:
+    """An error of weights: four digits behind the point tell levels apart."""
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+@register.filter
+def three_digits(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
+@register.filter
+def cosine(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.6f}"
+
+
+@register.filter
 def duration(seconds: float | None) -> str:
     """`0.4 s`, `42 s`, `3 min 05 s`, `1 h 04 min`."""
     if seconds is None:

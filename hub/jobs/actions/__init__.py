@@ -1,7 +1,7 @@
 """Every write to requests and jobs: asking, a job's steps, its publication, putting right what was lost."""
 
 from hub.jobs.actions.asking import Refused, cancel, may_manage, retry, submit
-from hub.jobs.actions.publishing import Artifact, Measured, publish, settle_for_existing
+from hub.jobs.actions.publishing import Artifact, Measured, MeasuredErrors, publish, settle_for_existing
 from hub.jobs.actions.reconciling import reconcile
 from hub.jobs.actions.steps import (
     IllegalStep,
@@ -22,6 +22,7 @@ __all__ = [
     "Artifact",
     "IllegalStep",
     "Measured",
+    "MeasuredErrors",
     "Refused",
     "Stale",
     "beat",

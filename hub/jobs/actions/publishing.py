@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from hub import blobs
-from hub.catalog.models import Measurement, Model, Quant, QuantFile
+from hub.catalog.models import Measurement, Model, Quant, QuantFile, TensorErrors
 from hub.jobs.actions.steps import move
 from hub.jobs.models import Job, State
 
@@ -29,6 +29,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class MeasuredErrors:
+    """The errors of a quant's tensors on their way into the database."""
+
+    relative: float | None
+    columns: dict[str, list[Any]]
+    method: dict[str, Any]
+    hardware: dict[str, Any]
+    engine: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What a job made, still in its working folder."""
 
@@ -40,6 +51,7 @@ class Artifact:
     made_with: dict[str, Any]
     format: str = "gguf"
     figures: tuple[Measured, ...] = field(default=())
+    errors: MeasuredErrors | None = None
 
 
 def publish(job: Job, artifact: Artifact) -> Quant:
@@ -89,3 +101,5 @@ def _attach(quant: Quant, artifact: Artifact) -> None:
     Model.objects.filter(pk=quant.revision.model_id).update(updated=timezone.now())
     QuantFile.objects.create(quant=quant, path=artifact.path.name, blob=blob)
     Measurement.objects.bulk_create(Measurement(quant=quant, **vars(figure)) for figure in artifact.figures)
+    if artifact.errors is not None:
+        TensorErrors.objects.create(quant=quant, **vars(artifact.errors))
