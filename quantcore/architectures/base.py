@@ -10,11 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.architectures.hparams import common_hparams
+from quantcore.architectures.scales import Number, Scales, unscaled
+from quantcore.architectures.shape import Shape
+from quantcore.architectures.windows import Windows
 from quantcore.errors import UnknownArchitecture
 from quantcore.ggufkv import Value, u32
 
 Config = Mapping[str, Any]
 RopeKind = Literal["normal", "neox"]
+Gate = Literal["silu", "gelu"]
 
 BLOCK = (
     "attn_norm.weight",
@@ -43,11 +47,6 @@ def every_layer(_layer: int) -> bool:
     return True
 
 
-def no_window(_layer: int) -> int | None:
-    """Let every layer attend to all earlier tokens."""
-    return None
-
-
 @dataclass(frozen=True)
 class Architecture:
     """Describe one model family: a decoder of RMS norm, rotary attention and a gated feed-forward part.
@@ -60,10 +59,10 @@ class Architecture:
     neighbours ("normal") or the two halves ("neox"). `block` lists the tensors every layer must have, after
     `blk.N.`; `optional` those it may have. `interleaved` names projections whose rows Hugging Face keeps in
     halves and GGUF in neighbours. `states_head_size` says whether the configuration always has a head size,
-    which llama.cpp's converter then writes. `extra_hparams` adds to the common metadata. `window` gives the
-    sliding window of a layer, None for full attention, and `rotates` whether its heads are rotated. `scaled`
-    families have factors for embeddings, residuals, attention and logits among their metadata;
-    `wide_norms` norm queries and keys as a whole, not head by head.
+    which llama.cpp's converter then writes. `extra_hparams` adds to the common metadata. `windows` tells
+    which layers have a sliding window, None that none has, and `rotates` whether a layer's heads are rotated.
+    `scales` finds factors and caps in the metadata and sizes of a model; `gate` is the function on the gate
+    of the feed-forward part; `wide_norms` norm queries and keys as a whole, not head by head.
 
     In a mixture `experts` stand for the dense feed-forward part: stacks of matrices, a router, and in some
     families a shared expert. Where a file does not say how long an expert is, `splits_length` divides the
@@ -81,9 +80,10 @@ class Architecture:
     interleaved: tuple[str, ...] = ()
     states_head_size: bool = True
     extra_hparams: Callable[[Config, str], dict[str, Value]] = field(default=no_hparams)
-    window: Callable[[int], int | None] = field(default=no_window)
+    windows: Windows | None = None
     rotates: Callable[[int], bool] = field(default=every_layer)
-    scaled: bool = False
+    scales: Callable[[Number, Shape], Scales] = field(default=unscaled)
+    gate: Gate = "silu"
     wide_norms: bool = False
     experts: tuple[str, ...] = ()
     shares_add_up: bool = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from quantcore.architectures.base import Architecture, Config, register
 from quantcore.architectures.llama import LLAMA, sizes
+from quantcore.architectures.scales import Number, Scales
+from quantcore.architectures.shape import Shape
 from quantcore.ggufkv import Value, f32
 
 # Key after the architecture's name, and the field of config.json.
@@ -15,10 +17,20 @@ SCALES = (
 )
 
 
-def scales(config: Config, name: str) -> dict[str, Value]:
+def stated(config: Config, name: str) -> dict[str, Value]:
     """Return the sizes of a Llama, and the four factors."""
-    stated = {f"{name}.{key}": f32(config[field]) for key, field in SCALES if config.get(field)}
-    return sizes(config, name) | stated
+    factors = {f"{name}.{key}": f32(config[field]) for key, field in SCALES if config.get(field)}
+    return sizes(config, name) | factors
+
+
+def scales(number: Number, _shape: Shape) -> Scales:
+    """Return the four factors; as in llama.cpp 0 stands for none."""
+    return Scales(
+        embedding=number("embedding_scale", 0.0) or 1.0,
+        residual=number("residual_scale", 0.0) or 1.0,
+        attention=number("attention.scale", 0.0) or None,
+        logits=1 / (number("logit_scale", 0.0) or 1.0),
+    )
 
 
 GRANITE = register(
@@ -38,7 +50,7 @@ GRANITE = register(
         optional=LLAMA.optional,
         interleaved=LLAMA.interleaved,
         states_head_size=False,
-        extra_hparams=scales,
-        scaled=True,
+        extra_hparams=stated,
+        scales=scales,
     )
 )

@@ -14,12 +14,14 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from quantcore.architectures.base import Gate
+from quantcore.architectures.scales import Scales
 from quantcore.architectures.shape import Shape
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.meter import Meter
-from quantcore.evaluate.ops import Floats, attend, choose, gated, rms_norm, sigmoid
+from quantcore.evaluate.ops import Floats, attend, choose, gated, rms_norm, sigmoid, soft_cap
 from quantcore.evaluate.rope import Rope, make_rope
-from quantcore.evaluate.weights import Scales, Weights
+from quantcore.evaluate.weights import Weights
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
 
@@ -85,6 +87,7 @@ class Layer:
     rope: Rope | None
     window: int | None
     scales: Scales
+    gate: Gate
     shares_add_up: bool
     watcher: Watcher | None
 
@@ -106,7 +109,7 @@ class Layer:
         q = self._heads("attn_q", late, self.shape.heads, start)
         k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
-        mixed = attend(q, k, v, start, self.window, self.scales.attention)
+        mixed = attend(q, k, v, start, self.window, self.scales.attention, self.scales.attention_cap)
         self._see(seen, ATTENTION_OUT, _flat(mixed))
         attended = self.linear("attn_output", _flat(mixed)).reshape(late.shape)
         x = x[:, start:] + self._scaled(self._normed("post_attention_norm", attended))
@@ -162,14 +165,14 @@ class Layer:
                 continue
             own = x[rows]
             self._see(seen, EXPERTS_IN, own, expert)
-            inner = gated(own @ gates[expert].T, own @ ups[expert].T)
+            inner = gated(own @ gates[expert].T, own @ ups[expert].T, self.gate)
             self._see(seen, EXPERTS_OUT, inner, expert)
             out[rows] += (inner @ downs[expert].T) * shares[rows, nth][:, None]
         return out
 
     def _shared(self, x: Floats, seen: Seen) -> Floats:
         self._see(seen, SHARED_IN, x)
-        inner = gated(self.linear("ffn_gate_shexp", x), self.linear("ffn_up_shexp", x))
+        inner = gated(self.linear("ffn_gate_shexp", x), self.linear("ffn_up_shexp", x), self.gate)
         self._see(seen, SHARED_OUT, inner)
         out = self.linear("ffn_down_shexp", inner)
         out *= sigmoid(x @ self.weights["ffn_gate_inp_shexp.weight"].reshape(-1, 1))
@@ -177,7 +180,7 @@ class Layer:
 
     def _dense(self, x: Floats, seen: Seen) -> Floats:
         self._see(seen, FEED_IN, x)
-        gate = gated(self.linear("ffn_gate", x), self.linear("ffn_up", x))
+        gate = gated(self.linear("ffn_gate", x), self.linear("ffn_up", x), self.gate)
         self._see(seen, FEED_OUT, gate)
         return self.linear("ffn_down", gate)
 
@@ -216,10 +219,18 @@ def watch(
             run.states(group, pool)
 
 
-def check(weights: Weights, positions: int = 1) -> Rope:
-    """Refuse a model that cannot be run, before any work; return the rotation of so many positions."""
+def check(weights: Weights, positions: int = 1) -> tuple[Rope | None, ...]:
+    """Refuse a model that cannot be run, before any work; return the rotation of each layer, for so many
+    positions.
+    """
     weights.check()
-    return make_rope(weights.source, weights.architecture.rope, weights.shape.head_size, positions)
+    family = weights.architecture
+    kinds = {
+        windows: make_rope(weights.source, family.rope, weights.shape.head_size, positions, windows=windows)
+        for windows in {None, family.windows}
+    }
+    windowed = [None if window is None else family.windows for window in weights.windows]
+    return tuple(kinds[it] if family.rotates(index) else None for index, it in enumerate(windowed))
 
 
 class Run:
@@ -230,7 +241,7 @@ class Run:
     ) -> None:
         self.weights, self.tokens, self.first = weights, tokens, first
         self.watcher = watcher
-        self.rope = check(weights, tokens.shape[1])
+        self.ropes = check(weights, tokens.shape[1])
         # The last layer is needed for the scored positions only.
         self.starts = [0] * (weights.shape.layers - 1) + [first]
         chunks, n_ctx = tokens.shape
@@ -267,6 +278,7 @@ class Run:
         found: Floats = normed @ matrix.T
         if self.weights.scales.logits != 1.0:
             found *= np.float32(self.weights.scales.logits)
+        soft_cap(found, self.weights.scales.logits_cap)
         return found
 
     def states(self, chunks: range, pool: Executor) -> list[Floats]:
@@ -301,9 +313,10 @@ class Run:
             weights=weights.layer(index, pool),
             shape=weights.shape,
             eps=weights.eps,
-            rope=self.rope if family.rotates(index) else None,
-            window=family.window(index),
+            rope=self.ropes[index],
+            window=weights.windows[index],
             scales=weights.scales,
+            gate=family.gate,
             shares_add_up=family.shares_add_up,
             watcher=self.watcher,
         )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
+
+from quantcore.architectures.base import Gate
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,11 +31,38 @@ def silu(x: Floats) -> None:
     x /= denominator
 
 
-def gated(gate: Floats, up: Floats) -> Floats:
-    """Return silu(gate) * up, in place of `gate`."""
-    silu(gate)
+def gelu(x: Floats) -> None:
+    """Replace x by x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))).
+
+    llama.cpp on a CPU looks this up by x in 16 bits, and its logits differ from ours by as much.
+    """
+    inner = x * x
+    inner *= np.float32(0.044715)
+    inner += np.float32(1)
+    inner *= x
+    inner *= np.float32(math.sqrt(2 / math.pi))
+    np.tanh(inner, out=inner)
+    inner += np.float32(1)
+    inner *= np.float32(0.5)
+    x *= inner
+
+
+GATES: Mapping[Gate, Callable[[Floats], None]] = {"silu": silu, "gelu": gelu}
+
+
+def gated(gate: Floats, up: Floats, kind: Gate = "silu") -> Floats:
+    """Return silu(gate) * up, or with another function than silu, in place of `gate`."""
+    GATES[kind](gate)
     gate *= up
     return gate
+
+
+def soft_cap(x: Floats, cap: float | None) -> None:
+    """Replace x by cap * tanh(x / cap), unless there is no cap."""
+    if cap is not None:
+        x *= np.float32(1 / cap)
+        np.tanh(x, out=x)
+        x *= np.float32(cap)
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -59,14 +89,20 @@ def choose(logits: Floats, used: int, add_up: bool) -> tuple[npt.NDArray[np.intp
 
 
 def attend(
-    q: Floats, k: Floats, v: Floats, start: int, window: int | None = None, scale: float | None = None
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    start: int,
+    window: int | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Floats:
     """Return causal attention `(chunks, queries, heads, head_size)`.
 
     `q` `(chunks, queries, heads, head_size)` are positions from `start` on; `k`, `v`
     `(chunks, keys, kv_heads, head_size)` are positions from 0 on. Heads share keys in groups. With a
     `window`, a position sees itself and the `window - 1` before it. Scores are multiplied by `scale`, which
-    is 1 / sqrt(head_size) if it is left out.
+    is 1 / sqrt(head_size) if it is left out, and softly bounded by `cap` if there is one.
     """
     chunks, queries, heads, size = q.shape
     kv_heads = k.shape[2]
@@ -82,6 +118,7 @@ def attend(
             seen = slice(low, start + last)
             scores = np.matmul(grouped[chunk, :, :, first:last], keys[chunk, ..., seen])
             # (kv_heads, group, rows, seen)
+            soft_cap(scores, cap)
             _mask(scores, start + first, low, window)
             scores -= scores.max(axis=-1, keepdims=True)  # (kv_heads, group, rows, 1)
             np.exp(scores, out=scores)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.architectures.base import RopeKind
+from quantcore.architectures.windows import Windows
 from quantcore.errors import InputError
 from quantcore.formats import to_float
 from quantcore.sources.base import Source
@@ -47,12 +48,19 @@ class Rope:
         heads[..., half : self.size] = second * cos + first * sin
 
 
-def make_rope(source: Source, kind: RopeKind, head_size: int, positions: int) -> Rope:
-    """Return the rotation for positions 0 to `positions` from the metadata of `source`."""
+def make_rope(
+    source: Source, kind: RopeKind, head_size: int, positions: int, *, windows: Windows | None = None
+) -> Rope:
+    """Return the rotation for positions 0 to `positions` from the metadata of `source`.
+
+    With `windows`, that of layers which have a sliding window.
+    """
     size = source.count("rope.dimension_count", head_size)
     if size % 2 or not 0 < size <= head_size:
         raise InputError(f"{source.path}: rope cannot turn {size} of {head_size} elements of a head")
     base = source.number("rope.freq_base", 10000.0, positive=True)
+    if windows is not None:
+        base = source.number("rope.freq_base_swa", windows.base or base, positive=True)
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
     frequencies = base**-exponents
     factors = source.tensor("rope_freqs.weight")
@@ -63,7 +71,10 @@ def make_rope(source: Source, kind: RopeKind, head_size: int, positions: int) ->
         if not (divisors > 0).all():
             raise InputError(f"{source.path}: {factors.name} must hold positive numbers")
         frequencies = frequencies / divisors
-    frequencies, magnitude = _scaled(source, frequencies, size, base)
+    magnitude = source.number("rope.scaling.attn_factor", 1.0)
+    if windows is None or windows.base is None:
+        frequencies, strength = _scaled(source, frequencies, size, base)
+        magnitude *= strength
     angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies  # (positions, size / 2)
     cos, sin = np.cos(angles) * magnitude, np.sin(angles) * magnitude
     return Rope(kind, cos.astype(np.float32), sin.astype(np.float32))
@@ -72,24 +83,23 @@ def make_rope(source: Source, kind: RopeKind, head_size: int, positions: int) ->
 def _scaled(
     source: Source, frequencies: npt.NDArray[np.float64], size: int, base: float
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Return frequencies after rope scaling, and what cosines and sines are multiplied by."""
+    """Return frequencies after rope scaling, and how much stronger it makes cosines and sines."""
     # A factor of 0 stands for none, as in old files.
     factor = source.number("rope.scaling.factor", source.number("rope.scale_linear", 0.0)) or 1.0
     kind = source.hparam("rope.scaling.type", "linear")
-    attention = source.number("rope.scaling.attn_factor", 1.0)
     if kind == "none" or factor == 1.0:
-        return frequencies, attention
+        return frequencies, 1.0
     if factor < 0:
         raise source.bad_hparam("rope.scaling.factor", factor, "a positive number")
     if kind == "linear":
-        return frequencies / factor, attention
+        return frequencies / factor, 1.0
     if kind != "yarn":
         raise InputError(
             f"{source.path}: rope scaling {kind!r} is not known; there are none, linear and yarn"
         )
     mix = _yarn_mix(source, size, base)
     scaled = frequencies / factor * (1 - mix) + frequencies * mix
-    return scaled, attention * (1 + 0.1 * math.log(factor))
+    return scaled, 1 + 0.1 * math.log(factor)
 
 
 def _yarn_mix(source: Source, size: int, base: float) -> npt.NDArray[np.float64]:

@@ -11,28 +11,17 @@ import numpy.typing as npt
 
 from quantcore.architectures import Architecture, by_name
 from quantcore.architectures.base import SHARED
+from quantcore.architectures.scales import Scales
 from quantcore.architectures.shape import Shape, same_shape
 from quantcore.errors import UnknownArchitecture, UnreadableFile
 from quantcore.evaluate.ops import Floats
+from quantcore.evaluate.windows import layer_windows
 from quantcore.formats import to_float
 from quantcore.sources.base import Source
 from quantcore.tensors import Tensor
 
 # Weights in one piece of work: small enough to spread a layer over all cores.
 SLAB_WEIGHTS = 1 << 21
-
-
-@dataclass(frozen=True)
-class Scales:
-    """What embeddings, what parts add to the stream, scores and logits are multiplied by.
-
-    `attention` is None for the usual one, 1 / sqrt(head size).
-    """
-
-    embedding: float = 1.0
-    residual: float = 1.0
-    attention: float | None = None
-    logits: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,16 +88,13 @@ class Weights:
 
     @cached_property
     def scales(self) -> Scales:
-        """Return the factors in the metadata; as in llama.cpp 0 stands for none."""
-        if not self.architecture.scaled:
-            return Scales()
-        number = self.source.number
-        return Scales(
-            embedding=number("embedding_scale", 0.0) or 1.0,
-            residual=number("residual_scale", 0.0) or 1.0,
-            attention=number("attention.scale", 0.0) or None,
-            logits=1 / (number("logit_scale", 0.0) or 1.0),
-        )
+        """Return the factors and caps that follow from the metadata."""
+        return self.architecture.scales(self.source.number, self.shape)
+
+    @cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """Return the sliding window of each layer, None for one that sees all earlier tokens."""
+        return layer_windows(self.source, self.architecture.windows, self.shape.layers)
 
     @cached_property
     def eps(self) -> float:

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from quantcore.architectures.windows import Windows
 from quantcore.convert import open_huggingface
 from quantcore.errors import Cancelled, InputError, UnknownArchitecture, UnreadableFile
 from quantcore.evaluate import forward
 from quantcore.evaluate.forward import map_logits, watch
-from quantcore.evaluate.ops import attend
+from quantcore.evaluate.ops import attend, gelu, soft_cap
 from quantcore.evaluate.rope import Rope, make_rope
 from quantcore.ggufkv import f32, string, u32
 from quantcore.tensors import Tensor
@@ -266,6 +267,56 @@ def test_a_window_hides_what_lies_before_it():
 
     assert np.allclose(seen, alone, atol=1e-6)
     assert not np.allclose(seen, attend(q, k, v, 0)[:, 8], atol=1e-3)
+
+
+def test_scores_and_logits_come_close_to_a_cap_and_never_pass_it():
+    x = np.array([-1000, -3, 0, 0.01, 3, 1000], dtype=np.float32)
+    capped = x.copy()
+
+    soft_cap(capped, 5.0)
+    soft_cap(x, None)
+
+    assert np.allclose(capped, [-5, -5 * np.tanh(0.6), 0, 0.01, 5 * np.tanh(0.6), 5], atol=1e-5)
+    assert x[-1] == 1000
+
+
+def test_attention_caps_scores_before_it_hides_any():
+    random = np.random.default_rng(6)
+    q, k, v = (3 * random.standard_normal((1, 9, 2, 4)).astype(np.float32) for _ in range(3))
+
+    capped = attend(q, k, v, 0, window=4, cap=0.5)[0, 8]
+
+    for head in range(2):
+        scores = 0.5 * np.tanh(k[0, 5:, head] @ q[0, 8, head] / 2 / 0.5)
+        shares = np.exp(scores) / np.exp(scores).sum()
+        assert np.allclose(capped[4 * head : 4 * head + 4], shares @ v[0, 5:, head], atol=1e-5)
+    assert not np.allclose(capped, attend(q, k, v, 0, window=4)[0, 8], atol=0.01)
+
+
+def test_gelu_is_the_one_by_tanh():
+    x = np.linspace(-6, 6, 49, dtype=np.float32)
+    found = x.copy()
+
+    gelu(found)
+
+    wide = x.astype(np.float64)
+    expected = wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_layers_with_a_window_may_have_a_rope_base_of_their_own_and_no_scaling(tmp_path):
+    write_model(tmp_path, "linear")
+    source = open_huggingface(tmp_path)
+
+    def turns(windows, **more):
+        changed = {**source.metadata, **{f"llama.rope.{key}": f32(value) for key, value in more.items()}}
+        return make_rope(replace(source, metadata=changed), "neox", 8, 2, windows=windows).sin[1, 1]
+
+    assert np.isclose(turns(None), np.sin(100.0**-0.25 / 2))
+    assert np.isclose(turns(Windows(2)), np.sin(100.0**-0.25 / 2))
+    assert np.isclose(turns(Windows(2, base=1e4)), np.sin(0.1))
+    assert np.isclose(turns(Windows(2), freq_base_swa=1e4), np.sin(0.1 / 2))
+    assert np.isclose(turns(Windows(2, base=1e4), freq_base_swa=16.0), np.sin(0.5))
 
 
 def test_blocks_of_queries_do_not_show():
