@@ -130,13 +130,13 @@ def _file_type(source: Source, recipe: Recipe, ordered: Sequence[TensorInfo]) ->
 
 def make_plan(
     source: Source,
-    level: str,
+    level: str | Recipe,
     options: Options | None = None,
     *,
     threads: int | None = None,
     backend: str = "numpy",
 ) -> Plan:
-    """Plan `level` for `source` without reading any tensor.
+    """Plan `level`, by its name or as it is, for `source` without reading any tensor.
 
     `threads` and `backend` (see `quantcore.backends`) are for the estimates of memory and seconds only.
 
@@ -144,7 +144,8 @@ def make_plan(
     type cannot hold, `NeedsCalibration` for one that is noise without an importance matrix, `InputError` for
     a source that is quantized already or an importance matrix of another model.
     """
-    recipe, options = get_recipe(level), options or Options()
+    recipe = level if isinstance(level, Recipe) else get_recipe(level)
+    options = options or Options()
     planner = Planner(source, recipe, options)
     ordered = list(source.infos)
     if not source.keeps_parts:

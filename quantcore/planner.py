@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from quantcore.errors import InputError, NeedsCalibration, UnsupportedTensor
 from quantcore.formats import formats as all_formats
@@ -57,7 +57,8 @@ class Options:
 
     `overrides` are pairs of a regular expression (in lower case, searched in the tensor name) and a type; the
     first that matches wins. `pure` gives every tensor the base type, `leave_output` keeps output.weight as it
-    is. `dry_run` plans what cannot be made for want of an importance matrix, with a warning.
+    is. `dry_run` plans what cannot be made for want of an importance matrix, with a warning. `assigned` are
+    types by tensor name, chosen elsewhere in place of the level's mixture: see `quantcore.budget`.
     """
 
     pure: bool = False
@@ -68,6 +69,7 @@ class Options:
     allow_requantize: bool = False
     imatrix: ImportanceMatrix | None = None
     dry_run: bool = False
+    assigned: Mapping[str, str] = field(default_factory=dict)
 
 
 class Planner:
@@ -101,18 +103,31 @@ class Planner:
         """Return the type of one tensor and the reason; must be called in file order."""
         if self.recipe.copies:
             return info.type, "copied"
-        kept = self._why_kept(info)
-        if kept:
-            # A Hugging Face directory has no GGUF storage yet: what is never quantized is written as F32.
-            return ("F32" if self.from_huggingface else info.type), kept
+        given = self.given(info)
+        if given:
+            return given
         tensor_role = role(info.name)
-        asked = self._asked(info.name, tensor_role)
-        if asked:
-            return asked
         if not is_quantized(self.recipe.base):
             return self.recipe.base, "base type of the level"
         kind, reason = self._override(info.name) or self._mixture(info, tensor_role)
         return self._fallback(info, kind, reason)
+
+    def given(self, info: TensorInfo) -> tuple[str, str] | None:
+        """Return the type that a tensor has at any level, and the reason; None where the level decides."""
+        kept = self._why_kept(info)
+        if kept:
+            # A Hugging Face directory has no GGUF storage yet: what is never quantized is written as F32.
+            return ("F32" if self.from_huggingface else info.type), kept
+        asked = self._asked(info.name, role(info.name))
+        if asked:
+            return asked
+        # A pattern of the user goes before what was assigned, as it does before the mixture.
+        kind = self.options.assigned.get(info.name)
+        return None if kind is None else (self._override(info.name) or (kind, "chosen for the size"))
+
+    def fixed(self, info: TensorInfo) -> tuple[str, str] | None:
+        """Return the type that rules or the user give a tensor, and the reason; None where it is free."""
+        return self.given(info) or self._override(info.name)
 
     def idle_patterns(self, tensors: Sequence[TensorPlan]) -> list[str]:
         """Return the patterns, as they were given, that no tensor's name matches."""

@@ -163,4 +163,9 @@ def guessed_file_type(tensor_types: Iterable[str]) -> int:
         seen[kind] += 1
         if seen[kind] > most:
             commonest, most = kind, seen[kind]
-    return _BY_TYPE.get(commonest, 0) | _GUESSED
+    return file_type_of(commonest) | _GUESSED
+
+
+def file_type_of(kind: str) -> int:
+    """Return the file type of a file most of which is of this tensor type."""
+    return _BY_TYPE.get(kind, 0)

@@ -13,14 +13,15 @@ from quantcore.sources.base import Source
 from quantcore.sources.views import in_its_parts, overridden, override_value, parse_layers, pruned
 from quantcore.splitting import divided
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([KMGT]?)B?", re.ASCII)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?) ?([KMGT]?)(I?)B?", re.ASCII)
 
 
 def size(text: str) -> int:
-    """Return the bytes of a size such as 2G, in decimal units; argparse turns the error into bad usage."""
+    """Return the bytes of a size such as 2G or 2GiB; argparse turns the error into bad usage."""
     match = _SIZE.fullmatch(text.strip().upper())
-    count = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    unit = (1024 if match[3] else 1000) ** _POWERS[match[2]] if match else 0
+    count = round(float(match[1]) * unit) if match else 0
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 2G")
     return count

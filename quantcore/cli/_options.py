@@ -78,7 +78,7 @@ def _levels() -> str:
 
 def add_level(parser: argparse.ArgumentParser) -> None:
     """Add `--to` and the options that change a level."""
-    parser.add_argument("--to", required=True, type=level, metavar="LEVEL", help=_levels())
+    parser.add_argument("--to", type=level, metavar="LEVEL", help=_levels())
     parser.add_argument("--pure", action="store_true", help="give every tensor the level's base type")
     parser.add_argument(
         "--tensor-type",
@@ -106,10 +106,11 @@ def add_level(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-requantize", action="store_true", help="quantize tensors that are quantized already"
     )
-    _add_imatrix(parser)
+    add_imatrix(parser)
 
 
-def _add_imatrix(parser: argparse.ArgumentParser) -> None:
+def add_imatrix(parser: argparse.ArgumentParser) -> None:
+    """Add `--imatrix` and what of it counts."""
     parser.add_argument(
         "--imatrix", metavar="FILE", help="importance matrix: what llama-imatrix measured of this model"
     )

@@ -9,28 +9,31 @@ from typing import Any
 from quantcore.backends import choose
 from quantcore.cli._files import add_files, in_parts, seen
 from quantcore.cli._options import add_level, add_source, options
+from quantcore.cli._target import add_target, planned, require_aim
 from quantcore.cli._terminal import add_json, human_bytes, human_seconds, note, visible
 from quantcore.models import open_model
-from quantcore.plan import Plan, make_plan
+from quantcore.plan import Plan
 
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("plan", help="show what a level makes of a model, reading headers only")
     add_source(parser)
     add_level(parser)
+    add_target(parser)
     add_files(parser)
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, bad_usage=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    require_aim(arguments)
     source = seen(open_model(arguments.source), arguments)
     backend = choose("auto")
-    made = make_plan(source, arguments.to, options(arguments), backend=backend.name)
-    plan = in_parts(made, source, arguments)
+    made = planned(source, options(arguments), backend, arguments)
+    plan = in_parts(made.plan, source, arguments)
     if not arguments.json:
         print_plan(plan, backend.name)
-    return plan.to_json()
+    return {**plan.to_json(), **made.expected}
 
 
 def print_plan(plan: Plan, backend: str) -> None:

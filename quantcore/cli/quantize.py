@@ -1,4 +1,4 @@
-"""`quantcore quantize`: make a GGUF file of a level."""
+"""`quantcore quantize`: make a GGUF file of a level, or the best one of a size."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from quantcore.backends import BACKENDS, choose
 from quantcore.cli._files import add_files, in_parts, seen
 from quantcore.cli._making import add_making, make
 from quantcore.cli._options import add_level, add_source, options
+from quantcore.cli._target import add_target, planned, require_aim
 from quantcore.cli._terminal import human_bytes, note
 from quantcore.models import open_model
-from quantcore.plan import Plan, make_plan
+from quantcore.plan import Plan
 
 
 def add_parser(verbs: Any) -> None:
-    parser = verbs.add_parser("quantize", help="make a GGUF file of a level")
+    parser = verbs.add_parser("quantize", help="make a GGUF file of a level, or the best of a size")
     add_source(parser)
     parser.add_argument("destination", metavar="DST", type=Path, nargs="?", help="the GGUF file to make")
     add_level(parser)
+    add_target(parser)
     add_files(parser)
     parser.add_argument(
         "--dry-run",
@@ -37,16 +39,17 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    require_aim(arguments)
     if arguments.destination is None and not arguments.dry_run:
         arguments.bad_usage("the following arguments are required: DST (only --dry-run does without)")
     backend = choose(arguments.backend, note)
     source = seen(open_model(arguments.source), arguments)
     chosen = options(arguments)
-    made = make_plan(source, arguments.to, chosen, threads=arguments.threads, backend=backend.name)
-    plan = in_parts(made, source, arguments)
+    made = planned(source, chosen, backend, arguments)
+    plan = in_parts(made.plan, source, arguments)
     if arguments.dry_run:
-        return tell(plan, json=arguments.json)
-    return make(source, plan, arguments, backend, imatrix=chosen.imatrix)
+        return {**tell(plan, json=arguments.json), **made.expected}
+    return {**make(source, plan, arguments, backend, imatrix=chosen.imatrix), **made.expected}
 
 
 def tell(plan: Plan, *, json: bool) -> dict[str, Any]:
