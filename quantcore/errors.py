@@ -10,6 +10,8 @@
     │   └── NeedsCalibration      the type cannot be made without an importance matrix
     ├── ResourceError         the machine lacks something now; worth another try
     │   ├── NotEnoughSpace        the disk is, or would become, full
+    │   ├── NotEnoughMemory       what was asked for takes more memory than there is
+    │   ├── TookTooLong           it was stopped at the time limit that was given
     │   ├── CannotWrite           the system does not let a file be written
     │   └── MissingEngine         an optional package or library is not installed
     └── Cancelled             the caller asked to stop
@@ -61,6 +63,14 @@ class ResourceError(QuantcoreError):
 
 class NotEnoughSpace(ResourceError):
     """The disk is full, or the planned file would fill it."""
+
+
+class NotEnoughMemory(ResourceError):
+    """What was asked for takes more memory than there is now."""
+
+
+class TookTooLong(ResourceError):
+    """It was stopped at the time limit that was given."""
 
 
 class CannotWrite(ResourceError):

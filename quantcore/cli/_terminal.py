@@ -50,7 +50,11 @@ def note(text: str) -> None:
 
 def note_context(source: Source, tokens: int) -> None:
     """Say so if `tokens` in a row are more than the model was trained on."""
-    trained = source.count("context_length", 0)
+    note_trained(source.count("context_length", 0), tokens)
+
+
+def note_trained(trained: int, tokens: int) -> None:
+    """Say so if `tokens` in a row are more than the `trained` ones that are known."""
     if 0 < trained < tokens:
         row = f"{trained} tokens in a row"
         note(f"the model was trained on at most {row}; figures for {tokens} say little about it")

@@ -1,46 +1,47 @@
-"""Speed as llama-bench reports it, measured by llama.cpp itself."""
+"""Speed as llama-bench reports it, measured by the engine that will run the model."""
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantcore.errors import InputError
-from quantcore.evaluate.engine import run_job
+from quantcore.errors import InputError, MissingEngine
+from quantcore.evaluate.engines import Asked, Engine, Found, registry
+from quantcore.evaluate.engines.base import Sampled
+from quantcore.evaluate.engines.kinds import kind_of
+from quantcore.evaluate.engines.llamacpp import run_job
+from quantcore.evaluate.memory import Buffer, Memory
 from quantcore.evaluate.others import Others
 from quantcore.progress import Progress, Report, ignore, seconds_left
 
-SEED = 1  # of the random prompts: every run of a measurement can be repeated
-
-BUFFERS = {
-    "model": r"model buffer size\s*=\s*([\d.]+) MiB",
-    "kv": r"KV buffer size\s*=\s*([\d.]+) MiB",
-    "compute": r"compute buffer size\s*=\s*([\d.]+) MiB",
-}
+__all__ = ["Buffer", "Memory", "NotMeasured", "Speed", "SpeedTest", "bench", "generate", "trained_context"]
 
 
 @dataclass(frozen=True)
 class SpeedTest:
-    """Tokens per second of one test: `pp512` reads a prompt of 512 tokens, `tg128` generates 128."""
+    """Tokens per second of one test: `pp512` reads a prompt of 512 tokens, `tg128` generates 128.
+
+    `depth` tokens were in the cache before; where there were any, the name ends in them: `tg128 @ d4096`.
+    """
 
     test: str
     mean: float
     stdev: float
     runs: int
     samples: tuple[float, ...]
+    depth: int = 0
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What the engine said it allocated, in bytes; None where it did not say."""
+class NotMeasured:
+    """A test, or all that an engine might have told (`test` is empty), and why there is no figure."""
 
-    model: int | None
-    kv: int | None
-    compute: int | None
+    engine: str
+    test: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Speed:
     results: tuple[SpeedTest, ...]
     memory: Memory
     others: float | None = None
+    not_measured: tuple[NotMeasured, ...] = ()
 
 
 def bench(
@@ -65,46 +67,41 @@ def bench(
     *,
     pp: int = 512,
     tg: int = 128,
+    depths: tuple[int, ...] = (0,),
     runs: int = 5,
     threads: int | None = None,
+    engine: str | None = None,
+    limit: float | None = None,
     report: Report = ignore,
 ) -> Speed:
-    """Measure prompt processing and generation of a GGUF file with llama.cpp, after a warm-up run each.
+    """Measure prompt processing and generation, behind each of `depths` tokens, after a warm-up run each.
 
-    Prompts are random tokens, nothing is cached, generation never stops early. Raises `MissingEngine` when
-    xllamacpp is not installed.
+    Prompts are random tokens, nothing but the depth is cached, generation never stops early. Without `engine`
+    the first that can run the model here does. A depth that the model's context has no room for is lowered
+    to what it has, and that is said. Raises `MissingEngine` when no engine can run the model here, and
+    `TookTooLong` after `limit` seconds.
     """
-    if min(pp, tg, runs) < 1:
-        raise InputError(f"prompt {pp}, generation {tg} and runs {runs} must all be at least 1")
-    path = _file(path)
-    started, last = time.monotonic(), Progress("bench", 0, 2 * (runs + 1), "runs", 0.0)
-
-    def heard(message: dict[str, Any] | None) -> None:
-        nonlocal last
-        seconds = time.monotonic() - started
-        done = last.done if message is None else message["done"]
-        item = last.item if message is None else message["item"]
-        last = Progress(
-            "bench", done, last.total, "runs", seconds, seconds_left(done, last.total, seconds), item
+    if min(pp, tg, runs) < 1 or min(depths, default=-1) < 0:
+        raise InputError(
+            f"prompt {pp}, generation {tg} and runs {runs} must all be at least 1, depths {depths} at least 0"
         )
-        report(last)
-
-    n_ctx = max(pp, tg + 1) + 8
-    job: dict[str, Any] = {"kind": "bench", "pp": pp, "tg": tg, "runs": runs, "seed": SEED}
-    job |= {"threads": threads, "n_ctx": n_ctx, "stretch": True}
+    path = Path(path)
+    chosen, others_lack = _choose(path, engine)
+    within, lowered = _within(depths, chosen.trained(path), max(pp, tg))
+    asked = Asked(pp, tg, within, runs, threads, limit=limit)
     others = Others()
-    answer = run_job(path, job, heard)
+    found = chosen.measure(path, asked, _Listener(asked, report))
     share = others.share()
-    result = answer.result
-    return Speed(
-        engine="llama.cpp",
-        engine_version=result["engine_version"],
-        backend=result["backend"],
-        threads=result["threads"],
-        results=tuple(_summary(test, samples) for test, samples in result["samples"].items()),
-        memory=Memory(**{part: _mebibytes(pattern, answer.log) for part, pattern in BUFFERS.items()}),
-        others=share,
-    )
+    missed = [NotMeasured(chosen.name, "", why) for why in lowered]
+    missed += [NotMeasured(chosen.name, _name(s), s.why) for s in found.sampled if not s.samples]
+    return _speed(chosen, found, share, (*missed, *others_lack))
+
+
+def trained_context(path: Path) -> int:
+    """Return how many tokens in a row a model was trained on; 0 where nobody says."""
+    kind = kind_of(Path(path))
+    loading = [engine for engine in registry().values() if kind in engine.kinds and not engine.lacking(kind)]
+    return loading[0].trained(Path(path)) if loading else 0
 
 
 def generate(path: Path, prompt: str, count: int, *, threads: int | None = None) -> str:
@@ -112,24 +109,74 @@ def generate(path: Path, prompt: str, count: int, *, threads: int | None = None)
     # Room for the prompt: a token is at least one byte of text.
     n_ctx = len(prompt.encode()) + count + 8
     job = {"kind": "generate", "prompt": prompt, "count": count, "threads": threads, "n_ctx": n_ctx}
-    return str(run_job(_file(path), job, lambda _message: None).result["text"])
+    return str(run_job(Path(path), job, lambda _message: None).result["text"])
 
 
-def _file(path: Path) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(
-            f"{path}: is a directory; llama.cpp runs GGUF files: make one with `quantcore convert`"
-        )
-    return path
+def _choose(path: Path, name: str | None) -> tuple[Engine, list[NotMeasured]]:
+    """Return the engine to measure with, and what each other one lacks that loads such models."""
+    kind = kind_of(path)
+    loading = [engine for engine in registry().values() if kind in engine.kinds]
+    if not loading:
+        raise InputError(f"{path}: no engine that is known here loads {kind} models")
+    if name is not None:
+        loading = [engine for engine in loading if engine.name == name]
+    if not loading:
+        raise InputError(f"{path}: {name} does not load {kind} models")
+    lacks = {engine.name: engine.lacking(kind) for engine in loading}
+    able = [engine for engine in loading if not lacks[engine.name]]
+    if not able:
+        raise MissingEngine(f"{path}: not measured here: {'; '.join(lacks.values())}")
+    return able[0], [NotMeasured(engine, "", why) for engine, why in lacks.items() if why]
 
 
-def _summary(test: str, samples: list[float]) -> SpeedTest:
+def _within(depths: tuple[int, ...], trained: int, longest: int) -> tuple[tuple[int, ...], list[str]]:
+    """Return the depths that leave room for `longest` tokens in the trained context, and what was lowered."""
+    most = max(trained - longest, 0) if trained else max(depths)
+    lowered = [
+        f"the model's context of {trained} tokens has no room for {longest} behind {depth}; "
+        f"measured behind {most} instead"
+        for depth in depths
+        if depth > most
+    ]
+    return tuple(dict.fromkeys(min(depth, most) for depth in sorted(depths))), lowered
+
+
+def _speed(engine: Engine, found: Found, share: float | None, missed: tuple[NotMeasured, ...]) -> Speed:
+    return Speed(
+        engine=engine.name,
+        engine_version=found.engine_version,
+        backend=found.backend,
+        threads=found.threads,
+        results=tuple(_summary(sampled) for sampled in found.sampled if sampled.samples),
+        memory=found.memory,
+        others=share,
+        not_measured=missed,
+    )
+
+
+def _summary(sampled: Sampled) -> SpeedTest:
+    samples = sampled.samples
     stdev = statistics.stdev(samples) if len(samples) > 1 else 0.0
-    return SpeedTest(test, statistics.fmean(samples), stdev, len(samples), tuple(samples))
+    mean = statistics.fmean(samples)
+    return SpeedTest(_name(sampled), mean, stdev, len(samples), samples, sampled.depth)
 
 
-def _mebibytes(pattern: str, log: str) -> int | None:
-    """Return the sum over devices in bytes."""
-    found = re.findall(pattern, log)
-    return round(sum(map(float, found)) * (1 << 20)) if found else None
+def _name(sampled: Sampled) -> str:
+    return f"{sampled.test} @ d{sampled.depth}" if sampled.depth else sampled.test
+
+
+class _Listener:
+    """Turn what a child tells into progress; None means that nothing is new but the time."""
+
+    def __init__(self, asked: Asked, report: Report) -> None:
+        self.report, self.started = report, time.monotonic()
+        total = 2 * len(asked.depths) * (asked.runs + 1)
+        self.last = Progress("bench", 0, total, "runs", 0.0)
+
+    def __call__(self, message: dict[str, Any] | None) -> None:
+        seconds = time.monotonic() - self.started
+        told = {} if message is None else {"done": message["done"], "item": message["item"]}
+        self.last = replace(self.last, seconds=seconds, **told)
+        left = seconds_left(self.last.done, self.last.total, seconds)
+        self.last = replace(self.last, seconds_left=left)
+        self.report(self.last)
