@@ -1,4 +1,4 @@
-"""Files that appear under their names whole or not at all, even if the process is killed while writing."""
+"""Files and folders that appear under their names whole or not at all, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from quantcore.errors import CannotWrite, InputError, NotEnoughSpace
 
@@ -33,6 +35,63 @@ def refuse_overwriting(destination: Path, inputs: Mapping[str, Sequence[Path]]) 
     for what, files in inputs.items():
         if any(file.exists() and file.samefile(destination) for file in files):
             raise InputError(f"{destination}: is {what}; give another name")
+
+
+def hidden_name(path: Path) -> Path:
+    """Return a name beside `path` for what is not whole yet."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.partial")
+
+
+def _sync(folder: Path) -> None:
+    """Put a folder's names on the disk: else a rename could be lost in a power cut."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+class AtomicFolder:
+    """Fill a hidden folder, `hidden`, then give it its name; leaving without `commit` removes it.
+
+    A killed process leaves the hidden folder, never one under the name. Whoever fills it sees to it that its
+    files are on the disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hidden = hidden_name(path)
+
+    def __enter__(self) -> Self:
+        self.require_free()
+        with self._named():
+            self.hidden.mkdir()
+        return self
+
+    def require_free(self) -> None:
+        """Raise `InputError` where the name is taken by anything but an empty folder, or cannot be had."""
+        _existing_parent(self.path)
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise InputError(f"{self.path}: exists already; give the name of a folder that does not")
+
+    def commit(self) -> None:
+        """Make the folder appear under its name."""
+        with self._named():
+            _sync(self.hidden)
+            self.hidden.rename(self.path)
+            _sync(self.path.parent)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.hidden, ignore_errors=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise CannotWrite(f"{self.path}: cannot be made: {exc.strerror}") from exc
 
 
 class AtomicFile:
@@ -84,7 +143,7 @@ class AtomicFile:
         return os.open(self._hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def _hidden_name(self) -> Path:
-        return self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(6)}.partial")
+        return hidden_name(self.path)
 
     def _reserve(self, parent: Path) -> None:
         free = shutil.disk_usage(parent).free
@@ -172,12 +231,7 @@ class AtomicFile:
         return hidden
 
     def sync_folder(self) -> None:
-        # Without this the rename itself could be lost in a power cut.
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self.path.parent)
 
     def discard(self) -> None:
         """Leave nothing behind; does nothing after `commit`."""

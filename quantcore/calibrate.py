@@ -3,18 +3,26 @@
 The importance matrix has the sums of squares that llama-imatrix collects: of the inputs of each matrix of
 each layer, over all positions of chunks that do not see each other. No logits are made.
 
+Hessians and samples of a large model fill disks where sums of squares fill a page: they go into a folder, a
+layer at a time.
+
 1. llama.cpp, `tools/imatrix` (release 0.5.0-dev).
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from quantcore.atomic import AtomicFolder
+from quantcore.errors import NotEnoughSpace
 from quantcore.evaluate.forward import MATRICES, check, watch
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked
@@ -24,6 +32,18 @@ from quantcore.imatrix import Entry, ImportanceMatrix
 from quantcore.imatrixfiles import Sums
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
+from quantcore.sources.digest import source_digest
+from quantcore.states import States
+from quantcore.statistics.collection import (
+    Collection,
+    Input,
+    MeasuredText,
+    Origin,
+    save_index,
+    save_layer,
+)
+from quantcore.statistics.tally import Collect
+from quantcore.walk import Stage, walk
 
 
 class _Squares:
@@ -70,6 +90,80 @@ def importance(
     sums = Sums(n_ctx, datasets=[dataset], hashes=[digest or hashlib.sha256(text.encode()).hexdigest()])
     watch(source, chunks, _Squares(sums), threads=threads, report=report)
     return sums
+
+
+def collect(
+    source: Source,
+    text: str,
+    dataset: str,
+    folder: Path,
+    wanted: Collect,
+    *,
+    digest: str = "",
+    n_ctx: int = 512,
+    n_chunks: int | None = None,
+    merge: Sequence[Collection] = (),
+    threads: int | None = None,
+    report: Report = ignore,
+) -> Collection:
+    """Collect what is `wanted` of the inputs of every matrix into `folder`, which appears when it is whole.
+
+    The text and its chunks are as for `importance`, whose sums are the same. What was collected before of the
+    same model, `merge`, is added. Raises `InputError` where the folder exists or a collection does not fit,
+    `NotEnoughSpace` as soon as the first layer shows that the rest will not fit on the disk.
+    """
+    made = AtomicFolder(folder)
+    made.require_free()
+    weights = Weights(source)
+    check(weights)
+    chunks = chunked(source, text, n_ctx, n_chunks)
+    model = source_digest(source, threads)
+    for other in merge:
+        other.require(model, wanted)
+    sha256 = digest or hashlib.sha256(text.encode()).hexdigest()
+    texts = [text for other in merge for text in other.origin.texts]
+    texts.append(MeasuredText(dataset, sha256, n_ctx, len(chunks)))
+    # A sample of two streams is as large as the smaller one.
+    samples = min([wanted.samples, *(other.origin.collect.samples for other in merge)])
+    origin = Origin(source.architecture, model, tuple(texts), replace(wanted, samples=samples))
+    states = States((*chunks.shape, weights.shape.embedding), folder=folder.parent)
+    with made as whole:
+        writer = _LayerWriter(whole.hidden, origin, merge, weights.shape.layers)
+        seed = int(sha256[:16], 16)
+        walk(source, chunks, wanted, writer.visit, seed=seed, threads=threads, report=report, states=states)
+        save_index(whole.hidden, origin, writer.layers)
+        whole.commit()
+    return Collection(folder, origin, tuple(writer.layers))
+
+
+class _LayerWriter:
+    """Writes each layer of a walk into a folder, with what others found of it."""
+
+    def __init__(self, folder: Path, origin: Origin, merge: Sequence[Collection], count: int) -> None:
+        self._folder, self._origin, self._merge, self._count = folder, origin, merge, count
+        self.layers: list[tuple[Input, ...]] = []
+
+    def visit(self, stage: Stage) -> None:
+        for other in self._merge:
+            other.merge_into(stage.inputs, stage.layer)
+        nbytes = save_layer(self._folder, stage.layer, self._origin, stage.inputs)
+        self.layers.append(tuple(Input(shared.names, shared.tallies[0].width) for shared in stage.inputs))
+        if stage.layer == 0:
+            self._require_space(nbytes * (self._count - 1))
+
+    def _require_space(self, nbytes: int) -> None:
+        """Say before hours of work that there is no room for what is to come of it."""
+        free = _free(self._folder)
+        if free < nbytes:
+            raise NotEnoughSpace(
+                f"{self._folder.parent}: the statistics of the other layers need {nbytes / 1e6:,.1f} MB, "
+                f"there are {free / 1e6:,.1f} MB free"
+            )
+
+
+def _free(folder: Path) -> int:
+    """Return the bytes that the disk of a folder has left."""
+    return shutil.disk_usage(folder).free
 
 
 def promised(source: Source, given: str, dataset: str) -> ImportanceMatrix:

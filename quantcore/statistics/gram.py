@@ -71,14 +71,14 @@ class Gram:
             out[:first, first:last] = sums[:, :first].T
         return out
 
-    def packed(self) -> Iterator[Floats]:
-        """Yield what lies on or below the diagonal, row by row, float32, in pieces."""
+    def packed(self) -> Iterator[Doubles]:
+        """Yield what lies on or below the diagonal, row by row, in pieces."""
         for (first, last), sums in zip(pairwise(self._edges), self._strips, strict=True):
-            yield sums[_below(first, last)].astype(np.float32)
+            yield sums[_below(first, last)]
 
     @classmethod
     def unpacked(cls, width: int, pieces: Iterable[Floats]) -> Gram:
-        """Return the sums that `packed` gave out, in pieces of `packed_sizes`."""
+        """Return the sums that `packed` gave out, in pieces of `packed_sizes`; files have rounded them."""
         gram = cls(width)
         for (first, last), sums, piece in zip(pairwise(gram._edges), gram._strips, pieces, strict=True):
             sums[_below(first, last)] = piece

@@ -163,6 +163,11 @@ class Shared:
     names: tuple[str, ...]
     tallies: tuple[Tally, ...]
 
+    @property
+    def stem(self) -> str:
+        """Return what files call it: the first name, without its end."""
+        return self.names[0].removesuffix(".weight")
+
     def require_numbers(self) -> None:
         """Raise `InputError` naming a matrix whose inputs are no finite numbers."""
         if not all(tally.finite() for tally in self.tallies):
