@@ -125,9 +125,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Quality:
-    """A perplexity, the loss of each scored token, and how it was measured."""
+    """A perplexity, bits for each byte of the text, the loss of each scored token, and how it was measured."""
 
     perplexity: Figure
+    bits_per_byte: Figure
     losses: Losses
     method: dict[str, Any]
 
@@ -392,7 +393,10 @@ def quality(source: Source, text: Path, base: Path, tell: Tell) -> tuple[Quality
             report=_reporter(tell),
         )  # fmt: skip
     whole = _quality(found, raw)
-    method = whole.method | {"chunks": far.chunks, "tokens": far.chunks * N_CTX}
+    method = {
+        key: value for key, value in whole.method.items() if key not in {"scored_tokens", "scored_bytes"}
+    }
+    method |= {"chunks": far.chunks, "tokens": far.chunks * N_CTX}
     method |= {"divergence_median": far.median, "divergence_p99": far.p99, "divergence_max": far.max}
     same = Figure(100 * far.same_top, 100 * far.same_top_stderr)
     return whole, Closeness(Figure(far.mean, far.stderr), same, method)
@@ -421,9 +425,12 @@ def _quality(found: Any, text: bytes) -> Quality:
         "protocol_key": protocol_key(protocol),
         "chunks": found.chunks,
         "tokens": found.tokens,
+        "scored_tokens": len(found.nll),
+        "scored_bytes": found.scored_bytes,
         "threads": settings.JOB_THREADS,
     }
-    return Quality(Figure(found.ppl, found.ppl_stderr), found.nll, method)
+    bits = Figure(found.bits_per_byte, found.bits_per_byte_stderr)
+    return Quality(Figure(found.ppl, found.ppl_stderr), bits, found.nll, method)
 
 
 def quality_protocol(text: bytes) -> dict[str, Any]:

@@ -173,6 +173,7 @@ class Measurement(models.Model):
     class Metric(models.TextChoices):
         PPL = "ppl", "Perplexity"
         PPL_INCREASE = "ppl_increase", "Perplexity increase over the source"
+        BPB = "bits_per_byte", "Bits per byte"
         KLD = "kl_divergence", "KL divergence from the source"
         SAME_TOP = "same_top", "Same likeliest token as the source"
         PP = "pp_tps", "Prompt speed"

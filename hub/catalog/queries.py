@@ -37,10 +37,11 @@ class Figures:
     generation: Measurement | None = None
     divergence: Measurement | None = None
     same_top: Measurement | None = None
+    bits_per_byte: Measurement | None = None
 
     @property
     def known(self) -> list[Measurement]:
-        quality = (self.perplexity, self.increase, self.divergence, self.same_top)
+        quality = (self.perplexity, self.bits_per_byte, self.increase, self.divergence, self.same_top)
         found = (*quality, self.prompt, self.generation)
         return [measurement for measurement in found if measurement]
 
@@ -200,6 +201,7 @@ def figures_of(measurements: Iterable[Measurement]) -> Figures:
         newest.get(Metric.TG),
         newest.get(Metric.KLD),
         newest.get(Metric.SAME_TOP),
+        newest.get(Metric.BPB),
     )
 
 

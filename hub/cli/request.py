@@ -18,6 +18,7 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 # The names of the API's metrics in words, in the order of the pages.
 METRICS = {
     "ppl": "Perplexity",
+    "bits_per_byte": "Bits per byte",
     "ppl_increase": "Perplexity increase over the source",
     "kl_divergence": "KL divergence from the source",
     "same_top": "Same likeliest token",

@@ -79,7 +79,7 @@ def _quality(
     of = {"baseline": str(job.revision.tensor_type)}
     rise = engine.increase(baseline.losses, quality.losses)
     found = [
-        _measured(Metric.PPL, quality.perplexity, "", quality.method),
+        *_absolute(quality),
         _measured(Metric.PPL_INCREASE, rise, "", quality.method | of),
     ]
     if closeness is not None:
@@ -153,16 +153,16 @@ def _others(speeds: Speeds) -> float:
 
 
 def _kept(revision: Revision, folder: Path) -> Baseline | None:
-    """Return what was kept of the source by the present protocol, if its figure is known."""
+    """Return what was kept of the source by the present protocol, if its figures are known."""
     key = engine.protocol_key(engine.quality_protocol(settings.EVAL_TEXT.read_bytes()))
-    known = revision.measurements.filter(metric=Metric.PPL, method__protocol_key=key).exists()
-    return baselines.load(revision, folder) if known else None
+    known = revision.measurements.filter(method__protocol_key=key).values_list("metric", flat=True)
+    return baselines.load(revision, folder) if {Metric.PPL, Metric.BPB} <= set(known) else None
 
 
 def _baseline(
     job: Job, source: engine.Source, kept: Baseline | None, folder: Path, tell: engine.Tell
 ) -> Baseline:
-    """Measure the source, keep what it predicted, and record its figure."""
+    """Measure the source, keep what it predicted, and record its figures."""
     base: Path | None = folder / baselines.OWN
     try:
         quality = engine.baseline(source, settings.EVAL_TEXT, folder / baselines.OWN, tell)
@@ -175,9 +175,18 @@ def _baseline(
     _require_sane(quality)
     baseline = Baseline(quality.losses, base)
     baselines.keep(job.revision, baseline)
-    figure = _measured(Metric.PPL, quality.perplexity, "", quality.method)
-    Measurement.objects.create(revision=job.revision, **vars(figure))
+    Measurement.objects.bulk_create(
+        Measurement(revision=job.revision, **vars(figure)) for figure in _absolute(quality)
+    )
     return baseline
+
+
+def _absolute(quality: engine.Quality) -> list[actions.Measured]:
+    """Return the figures that stand alone, of a source as of a quant."""
+    return [
+        _measured(Metric.PPL, quality.perplexity, "", quality.method),
+        _measured(Metric.BPB, quality.bits_per_byte, "bits/byte", quality.method),
+    ]
 
 
 def _require_sane(quality: engine.Quality) -> None:

@@ -63,7 +63,10 @@ def _measure(
 
 
 def _document(found: Perplexity) -> dict[str, Any]:
-    fields = ("ppl", "ppl_stderr", "n_ctx", "chunks", "tokens", "seconds", "tokens_per_second")
+    fields = (
+        *("ppl", "ppl_stderr", "bits_per_byte", "bits_per_byte_stderr", "n_ctx", "chunks", "tokens"),
+        *("scored_bytes", "seconds", "tokens_per_second"),
+    )
     return {field: getattr(found, field) for field in fields}
 
 
@@ -87,6 +90,7 @@ def _print(found: Perplexity, far: Divergence | None) -> None:
         f"({found.chunks} chunks of {found.n_ctx} tokens, {human_seconds(found.seconds)}, "
         f"{found.tokens_per_second:.0f} tokens/s)"
     )
+    print(f"bits per byte {found.bits_per_byte:.4f} +/- {found.bits_per_byte_stderr:.4f}")
     if far is not None:
         compared = far.comparison
         print(f"beside its base {compared.difference:+.4f} +/- {compared.difference_stderr:.4f}")

@@ -24,11 +24,12 @@ from quantcore.errors import InputError, UnreadableFile
 from quantcore.evaluate.forward import Tokens, map_logits
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import (
+    Chunks,
     Comparison,
     Doubles,
     Perplexity,
-    chunked,
     compare,
+    cut,
     standard_error,
     summarize,
     token_nll,
@@ -170,9 +171,10 @@ def save_base(
     It holds the first `n_kept` chunks, or all: a position takes two bytes for each token of the vocabulary.
     """
     started = time.monotonic()
-    chunks = chunked(source, text, n_ctx, n_chunks)
+    chunks = cut(source, text, n_ctx, n_chunks)
+    tokens = chunks.tokens
     first = n_ctx // 2
-    base = Base(path, chunks[:n_kept], n_vocab(source))
+    base = Base(path, tokens[:n_kept], n_vocab(source))
     file = AtomicFile(path, base.offset(len(base.tokens)))
 
     def score(chunk: int, logits: Floats) -> Doubles:
@@ -180,13 +182,13 @@ def save_base(
             for rows in _blocks(len(logits)):
                 place = base.offset(chunk) + 2 * rows.start * base.width
                 file.write(encode_log_probs(logits[rows]).data, place)
-        return token_nll(logits, chunks[chunk, first + 1 :])
+        return token_nll(logits, tokens[chunk, first + 1 :])
 
     file.open()
     try:
         head = HEAD.pack(MAGIC, n_ctx, base.vocab, len(base.tokens))
         file.write(head + base.tokens.astype("<i4").tobytes())
-        nll = map_logits(source, chunks, score, first=first, threads=threads, report=report)
+        nll = map_logits(source, tokens, score, first=first, threads=threads, report=report)
         file.commit()
     finally:
         file.discard()
@@ -215,8 +217,9 @@ def divergence(
     chunks = _same_tokens(source, text, base, compared, max(compared, n_scored or 0))
     if base.scored * compared < FEWEST:
         raise InputError(f"only {base.scored * compared} tokens are scored; divergence needs {FEWEST}")
-    score = _scorer(base, chunks, compared)
-    scores = map_logits(source, chunks, score, first=chunks.shape[1] // 2, threads=threads, report=report)
+    tokens = chunks.tokens
+    score = _scorer(base, tokens, compared)
+    scores = map_logits(source, tokens, score, first=tokens.shape[1] // 2, threads=threads, report=report)
     nll = np.concatenate([chunk.nll for chunk in scores])
     figures = summarize(nll, chunks, time.monotonic() - started)
     return figures, _summary([chunk for chunk in scores if isinstance(chunk, _Compared)])
@@ -234,11 +237,11 @@ def base_chunk_nbytes(vocab: int, n_ctx: int) -> int:
     return base.offset(1) - base.offset(0)
 
 
-def _same_tokens(source: Source, text: str, base: Base, compared: int, scored: int) -> Tokens:
+def _same_tokens(source: Source, text: str, base: Base, compared: int, scored: int) -> Chunks:
     """Return the chunks of `text`, the first `compared` of which must be those of the base."""
-    chunks = chunked(source, text, base.tokens.shape[1], scored)
+    chunks = cut(source, text, base.tokens.shape[1], scored)
     # Each chunk's first token may be the opening one in one of the two and the text's in the other.
-    same = chunks[:compared]
+    same = chunks.tokens[:compared]
     if same.shape != base.tokens[:compared].shape or (same[:, 1:] != base.tokens[:compared, 1:]).any():
         raise InputError(f"{base.path}: was made from another text or with another tokenizer")
     if n_vocab(source) != base.vocab:
@@ -246,11 +249,11 @@ def _same_tokens(source: Source, text: str, base: Base, compared: int, scored: i
     return chunks
 
 
-def _scorer(base: Base, chunks: Tokens, compared: int) -> Callable[[int, Floats], _Scores]:
-    first = chunks.shape[1] // 2
+def _scorer(base: Base, tokens: Tokens, compared: int) -> Callable[[int, Floats], _Scores]:
+    first = tokens.shape[1] // 2
 
     def score(chunk: int, logits: Floats) -> _Scores:
-        actual = chunks[chunk, first + 1 :]
+        actual = tokens[chunk, first + 1 :]
         if chunk >= compared:
             return _Scores(token_nll(logits, actual))
         parts = [

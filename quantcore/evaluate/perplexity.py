@@ -27,6 +27,9 @@ class Perplexity:
 
     `tokens` went through the model in `chunks` of `n_ctx`; the second half of each chunk was scored. `nll`
     has the negative log likelihood of each scored token, float64 `(scored,)`, in the order of the text.
+
+    `bits_per_byte` is their sum in bits over the `scored_bytes`: the UTF-8 bytes of the text that the scored
+    tokens stand for. Unlike perplexity it compares models with different tokenizers.
     """
 
     ppl: float
@@ -36,7 +39,24 @@ class Perplexity:
     tokens: int
     seconds: float
     tokens_per_second: float
+    bits_per_byte: float
+    bits_per_byte_stderr: float
+    scored_bytes: int
     nll: Doubles = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A text in chunks: `tokens`, and how many bytes of the text each stands for; int32 `(chunks, n_ctx)`."""
+
+    tokens: Tokens
+    nbytes: Tokens
+
+    @property
+    def scored_bytes(self) -> Tokens:
+        """Return the bytes of the scored tokens, int32 `(scored,)`, in the order of the text."""
+        first = self.tokens.shape[1] // 2
+        return self.nbytes[:, first + 1 :].ravel()  # (chunks * scored of each,)
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,12 @@ class Comparison:
 
 
 def chunked(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) -> Tokens:
-    """Return the tokens of `text` in chunks, int32 `(chunks, n_ctx)`, as llama-perplexity cuts them.
+    """Return the tokens of `text` as `cut` cuts them, int32 `(chunks, n_ctx)`."""
+    return cut(source, text, n_ctx, n_chunks).tokens
+
+
+def cut(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) -> Chunks:
+    """Return `text` in chunks as llama-perplexity cuts it.
 
     The remainder is dropped; where the model wants a first token, it replaces the first of each chunk. Raises
     `ShortText` for a text of fewer than two chunks.
@@ -65,7 +90,7 @@ def chunked(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) 
     if n_ctx < 4:
         raise InputError(f"a context of {n_ctx} tokens is too short to score anything; use 512")
     tokenizer = load_tokenizer(source)
-    tokens = tokenizer.encode(text)
+    tokens, nbytes = tokenizer.encode_counted(text)
     if len(tokens) < 2 * n_ctx:
         raise ShortText(
             f"the text has {len(tokens)} tokens; a context of {n_ctx} needs at least {2 * n_ctx}: "
@@ -76,10 +101,13 @@ def chunked(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) 
         if n_chunks < 1:
             raise InputError(f"{n_chunks} chunks cannot be measured; ask for at least 1")
         count = min(count, n_chunks)
-    chunks = tokens[: count * n_ctx].reshape(count, n_ctx).copy()  # (chunks, n_ctx)
+    chunks, counts = (
+        each[: count * n_ctx].reshape(count, n_ctx).copy()  # (chunks, n_ctx)
+        for each in (tokens, nbytes)
+    )
     if tokenizer.bos is not None:
         chunks[:, 0] = tokenizer.bos
-    return chunks
+    return Chunks(chunks, counts)
 
 
 def token_nll(logits: Floats, tokens: Tokens) -> Doubles:
@@ -108,17 +136,18 @@ def perplexity(
     tools/perplexity.
     """
     started = time.monotonic()
-    chunks = chunked(source, text, n_ctx, n_chunks)
+    chunks = cut(source, text, n_ctx, n_chunks)
+    tokens = chunks.tokens
     first = n_ctx // 2
 
     def score(chunk: int, logits: Floats) -> Doubles:
-        return token_nll(logits, chunks[chunk, first + 1 :])
+        return token_nll(logits, tokens[chunk, first + 1 :])
 
-    nll = np.concatenate(map_logits(source, chunks, score, first=first, threads=threads, report=report))
+    nll = np.concatenate(map_logits(source, tokens, score, first=first, threads=threads, report=report))
     return summarize(nll, chunks, time.monotonic() - started)
 
 
-def summarize(nll: Doubles, chunks: Tokens, seconds: float) -> Perplexity:
+def summarize(nll: Doubles, chunks: Chunks, seconds: float) -> Perplexity:
     """Return the figures for the scored tokens `nll` of `chunks`.
 
     Raises `InputError` for a model whose predictions are no numbers.
@@ -128,17 +157,36 @@ def summarize(nll: Doubles, chunks: Tokens, seconds: float) -> Perplexity:
             f"the model's predictions are useless: its mean loss is {nll.mean():.4g}; its weights or "
             "hyperparameters must be damaged"
         )
-    ppl = math.exp(nll.mean())
+    ppl, tokens = math.exp(nll.mean()), chunks.tokens
+    bits, bits_stderr = bits_per_byte(nll, chunks.scored_bytes)
     return Perplexity(
         ppl=ppl,
         ppl_stderr=ppl * standard_error(nll),
-        n_ctx=chunks.shape[1],
-        chunks=len(chunks),
-        tokens=chunks.size,
+        n_ctx=tokens.shape[1],
+        chunks=len(tokens),
+        tokens=tokens.size,
         seconds=seconds,
-        tokens_per_second=chunks.size / seconds if seconds else 0.0,
+        tokens_per_second=tokens.size / seconds if seconds else 0.0,
+        bits_per_byte=bits,
+        bits_per_byte_stderr=bits_stderr,
+        scored_bytes=int(chunks.scored_bytes.sum()),
         nll=nll,
     )
+
+
+def bits_per_byte(nll: Doubles, nbytes: Tokens) -> tuple[float, float]:
+    """Return the bits that tokens of `nbytes` bytes cost for each byte, and the standard error.
+
+    bits = sum(nll) / (ln 2 sum(nbytes)). It is a ratio of two means over tokens, so its error is that of the
+    mean of nll / ln 2 - bits * nbytes, over the mean of nbytes; tokens count as independent, as in that of
+    perplexity. Both are NaN for tokens that stand for no byte.
+    """
+    total = int(nbytes.sum())
+    if not total:
+        return math.nan, math.nan
+    in_bits = nll / math.log(2)
+    bits = float(in_bits.sum()) / total
+    return bits, standard_error(in_bits - bits * nbytes) * len(nbytes) / total
 
 
 def standard_error(values: Doubles) -> float:

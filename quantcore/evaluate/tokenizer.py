@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from quantcore.sources.base import Source
 from quantcore.vocabulary import TokenType
 
 Encode = Callable[[str], list[int]]
+# How many bytes of a piece of text each of its ids stands for.
+CountBytes = Callable[[str, Sequence[int]], list[int]]
 
 # What llama.cpp takes for the first token of a SentencePiece vocabulary that does not say.
 LLAMA_BOS = 1
@@ -28,13 +30,14 @@ LLAMA_BOS = 1
 class TextTokenizer:
     """Turn text into ids.
 
-    `encode_piece` handles text without user-defined tokens, `user_defined` are those, longest first.
-    `space_first` puts a space before text that follows nothing or such a token. `bos` is the id that opens a
-    prompt, None if the model wants none.
+    `encode_piece` handles text without user-defined tokens, and `count_bytes` tells what its ids stand for;
+    `user_defined` are those, longest first. `space_first` puts a space before text that follows nothing or
+    such a token. `bos` is the id that opens a prompt, None if the model wants none.
     """
 
     n_vocab: int
     encode_piece: Encode
+    count_bytes: CountBytes
     user_defined: tuple[tuple[str, int], ...] = ()
     space_first: bool = False
     bos: int | None = None
@@ -44,36 +47,56 @@ class TextTokenizer:
 
         Control tokens in the text are read as plain text, as llama.cpp does when it measures perplexity.
         """
+        return self.encode_counted(text)[0]
+
+    def encode_counted(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Return the ids of `text` and how many of its UTF-8 bytes each stands for, both int32 `(n,)`.
+
+        The counts add up to the bytes of the text: what was put before it, the first token and a space,
+        stands for none. Bytes that the vocabulary cannot say at all are in no count.
+        """
         ids: list[int] = [] if self.bos is None else [self.bos]
+        counts = [0] * len(ids)
         fresh = True
         for piece in self._pieces(text):
-            if isinstance(piece, int):
-                ids.append(piece)
+            if isinstance(piece, tuple):
+                ids.append(piece[1])
+                counts.append(_n_bytes(piece[0]))
                 fresh = True
-            else:
-                ids += self.encode_piece(" " + piece if fresh and self.space_first else piece)
-                fresh = False
-        return np.asarray(ids, dtype=np.int32)
+                continue
+            spaced = " " + piece if fresh and self.space_first else piece
+            found = self.encode_piece(spaced)
+            counted = self.count_bytes(spaced, found)
+            if spaced is not piece and counted:
+                counted[0] -= 1  # the space is not the text's
+            ids += found
+            counts += counted
+            fresh = False
+        return np.asarray(ids, dtype=np.int32), np.asarray(counts, dtype=np.int32)
 
-    def _pieces(self, text: str) -> Iterator[str | int]:
+    def _pieces(self, text: str) -> Iterator[str | tuple[str, int]]:
         """Cut `text` at user-defined tokens, one token after another as llama.cpp does."""
-        pieces: list[str | int] = [text] if text else []
+        pieces: list[str | tuple[str, int]] = [text] if text else []
         for token, index in self.user_defined:
             if token and token in text:
                 pieces = [part for piece in pieces for part in _split(piece, token, index)]
         return iter(pieces)
 
 
-def _split(piece: str | int, token: str, index: int) -> list[str | int]:
-    if isinstance(piece, int):
+def _split(piece: str | tuple[str, int], token: str, index: int) -> list[str | tuple[str, int]]:
+    if isinstance(piece, tuple):
         return [piece]
-    parts: list[str | int] = []
+    parts: list[str | tuple[str, int]] = []
     for place, text in enumerate(piece.split(token)):
         if place:
-            parts.append(index)
+            parts.append((token, index))
         if text:
             parts.append(text)
     return parts
+
+
+def _n_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
 def load_tokenizer(source: Source) -> TextTokenizer:
@@ -89,15 +112,17 @@ def load_tokenizer(source: Source) -> TextTokenizer:
     if kind == "gpt2":
         pre = _pre_tokenizer(source)
         encode, space_first, adds_bos = _byte_level(source, tokens, pre), False, pre.adds_bos
+        count = _letters_of(tokens)
     elif kind == "llama":
         encode, adds_bos = _sentencepiece(source, tokens), True
+        count = _bytes_of_spans(tokens)
         space_first = bool(source.get("tokenizer.ggml.add_space_prefix", True))
     else:
         raise InputError(f"{source.path}: tokenizer {kind!r} is not known; there are gpt2 and llama")
     bos = None
     if source.get("tokenizer.ggml.add_bos_token", adds_bos):
         bos = _token_id(source, "bos_token_id", LLAMA_BOS if kind == "llama" else None, len(tokens))
-    return TextTokenizer(len(tokens), encode, tuple(user), space_first, bos)
+    return TextTokenizer(len(tokens), encode, count, tuple(user), space_first, bos)
 
 
 def _list(source: Source, key: str, kind: type) -> list[Any]:
@@ -140,6 +165,12 @@ def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def _letters_of(tokens: Sequence[str]) -> CountBytes:
+    """Count for byte-level tokens: each letter of such a token stands for one byte."""
+    lengths = [len(token) for token in tokens]
+    return lambda _text, ids: [lengths[index] for index in ids]
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
@@ -160,3 +191,29 @@ def _sentencepiece(source: Source, tokens: list[str]) -> Encode:
     }
     merger = ScoreMerger(ids, scores, byte_ids, _token_id(source, "unknown_token_id", 0, len(tokens)))
     return lambda text: merger.encode(text.replace(" ", SPACE))
+
+
+def _bytes_of_spans(tokens: Sequence[str]) -> CountBytes:
+    """Count for SentencePiece tokens, which have a mark for each space, or are single bytes of a letter.
+
+    The text is walked along: a mark in it that is no space has its own three bytes. Where a vocabulary lacks
+    even the mark, three byte tokens stand for one space; the first of them gets it.
+    """
+
+    def count(text: str, ids: Sequence[int]) -> list[int]:
+        marked = text.replace(" ", SPACE)  # letter by letter as long as the text
+        counts: list[int] = []
+        at = inside = 0  # the letter that comes next, and how many tokens have spelled some of it
+        for index in ids:
+            token = tokens[index]
+            if token and not inside and marked.startswith(token, at):
+                counts.append(_n_bytes(text[at : at + len(token)]))
+                at += len(token)
+                continue
+            counts.append(int(inside < _n_bytes(text[at])))
+            inside += 1
+            if inside == _n_bytes(marked[at]):
+                at, inside = at + 1, 0
+        return counts
+
+    return count

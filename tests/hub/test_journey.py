@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import re
 import resource
@@ -79,8 +80,8 @@ def test_figures_come_with_how_they_were_measured(ready, no_speed, demo):
     quant = make(ready).quant
 
     figures = {figure.metric: figure for figure in quant.measurements.all()}
-    source = demo.measurements.get()
-    assert set(figures) == {Metric.PPL, Metric.PPL_INCREASE, Metric.KLD, Metric.SAME_TOP}
+    source = demo.measurements.get(metric=Metric.PPL)
+    assert set(figures) == {Metric.PPL, Metric.BPB, Metric.PPL_INCREASE, Metric.KLD, Metric.SAME_TOP}
     assert 0 < figures[Metric.KLD].value < 0.01
     assert 90 < figures[Metric.SAME_TOP].value < 100
     assert figures[Metric.KLD].deviation < figures[Metric.KLD].value
@@ -94,6 +95,12 @@ def test_figures_come_with_how_they_were_measured(ready, no_speed, demo):
     assert len(method["dataset_sha256"]) == 64
     assert figures[Metric.PPL].hardware["cpu"]
     assert figures[Metric.PPL].engine["numpy"]
+    assert (method["scored_tokens"], "scored_bytes" in figures[Metric.KLD].method) == (510, False)
+    bits = figures[Metric.BPB]
+    expected = math.log2(figures[Metric.PPL].value) * 510 / method["scored_bytes"]
+    assert (bits.value, bits.unit) == (pytest.approx(expected), "bits/byte")
+    assert 0 < bits.deviation < bits.value / 10
+    assert demo.measurements.get(metric=Metric.BPB).value < bits.value
 
 
 def test_what_cannot_be_measured_here_is_said_and_not_invented(ready, no_speed):
@@ -112,7 +119,8 @@ def test_the_source_is_measured_once(alice, demo, ready, no_speed, monkeypatch):
     assert made(alice, demo, "Q4_0").quant
 
     assert len(calls) == 1
-    assert demo.measurements.count() == 1
+    assert demo.measurements.filter(metric=Metric.PPL).count() == 1
+    assert demo.measurements.filter(metric=Metric.BPB).count() == 1
 
 
 def test_a_damaged_base_is_measured_again(alice, demo, ready, no_speed):
@@ -150,7 +158,7 @@ def test_without_room_for_a_base_perplexity_is_measured_alone_and_the_source_onc
 
     for job in jobs:
         metrics = {figure.metric for figure in job.quant.measurements.all()}
-        assert metrics == {Metric.PPL, Metric.PPL_INCREASE}
+        assert metrics == {Metric.PPL, Metric.BPB, Metric.PPL_INCREASE}
         said = "KL divergence was not measured here: a.kld: needs 2.0 GB, has 1.0 GB free"
         assert job.events.filter(text=said).exists()
     assert len(passes) == 3  # the source once, each quant once

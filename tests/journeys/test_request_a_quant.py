@@ -183,10 +183,25 @@ def test_a_quant_appears_on_its_models_page_by_itself_and_leaves_open_what_is_op
     expect(row.get_by_text("Dataset SHA-256").first).to_be_visible()
 
 
+def test_the_errors_of_tensors_come_when_they_are_opened(desk, live_hub, pictures):
+    row = made(desk, live_hub, "Q4_K_M")
+    assert row.locator(".errors").count() == 0
+
+    row.get_by_text("Error of each tensor").click()
+
+    expect(row.locator(".errors tbody tr").first).to_be_visible()
+    chromium.shoot(desk, pictures, "errors-opened")
+    worst = [float(text) for text in row.locator(".errors tbody td:nth-child(4)").all_inner_texts()]
+    assert len(worst) > 50
+    assert worst == sorted(worst, reverse=True)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", ["desk", "phone"])
 def test_no_page_is_wider_than_its_window(browser, live_hub, pictures, scheme, size):
-    job = live_hub.api(f"requests/{live_hub.request('Q4_K_M')}")["jobs"][0]["id"]
+    request = live_hub.wait_request(live_hub.request("Q4_K_M"), "done")
+    job = request["jobs"][0]["id"]
+    errors = f"{MODEL}/quants/{request['quants'][0]['errors_url'].split('/')[-2]}/errors"
     pages = {
         "catalog": "/",
         "nothing-found": "/?q=nosuchmodel",
@@ -196,6 +211,7 @@ def test_no_page_is_wider_than_its_window(browser, live_hub, pictures, scheme, s
         "queue": "/jobs/",
         "tokens": "/accounts/tokens/",
         "password": "/accounts/password/",
+        "errors": errors,
     }
     viewport = chromium.PHONE if size == "phone" else chromium.DESK
     with chromium.opened(browser, live_hub.url, viewport=viewport, color_scheme=scheme) as page:

@@ -129,6 +129,8 @@ def digits_of(metric: str, value: float) -> int:
         return 3
     if metric == Metric.KLD:
         return next((digits for least, digits in KLD_DIGITS if value >= least), KLD_DIGITS[-1][1])
+    if metric == Metric.BPB:
+        return 4
     if metric == Metric.SAME_TOP:
         return 1
     if metric == Metric.PPL:

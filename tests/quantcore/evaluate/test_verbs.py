@@ -44,6 +44,7 @@ def test_perplexity_prints_the_fields_of_the_contract(model, capfd):
     _, compared, _ = run(capfd, "perplexity", model / "model", text, "--kl-base", base, "--json")
 
     fields = {"ppl", "ppl_stderr", "n_ctx", "chunks", "tokens", "seconds", "tokens_per_second"}
+    fields |= {"bits_per_byte", "bits_per_byte_stderr", "scored_bytes"}
     assert set(json.loads(saved)) == fields
     assert set(json.loads(compared)) >= fields | {"kld", "same_top", "rms_dp"}
     assert set(json.loads(compared)["kld"]) == {"mean", "stderr", "median", "p99", "p999", "max"}
@@ -55,6 +56,7 @@ def test_people_read_sentences(model, capfd):
     assert status == 0
     assert out.startswith("perplexity ")
     assert "(3 chunks of 32 tokens" in out
+    assert "\nbits per byte " in out
 
 
 def test_a_short_text_is_named(model, capfd):
