@@ -125,7 +125,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Quality:
-    """A perplexity, bits for each byte of the text, the loss of each scored token, and how it was measured."""
+    """A perplexity, the bits for each byte, the loss of each scored token, and how it was measured."""
 
     perplexity: Figure
     bits_per_byte: Figure
