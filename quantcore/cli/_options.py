@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Literal
 
 from quantcore.errors import UnknownFormat
 from quantcore.ggmltypes import block_and_bytes
@@ -61,10 +62,11 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
+        nargs=nargs,
         type=Path,
         help="GGUF file (first part of a split one) or Hugging Face model directory",
     )

@@ -1,4 +1,4 @@
-"""`quantcore imatrix`: measure on a text how much each column of a model's weights counts."""
+"""`quantcore imatrix`: measure on a text how much each column of a model's weights counts, or show it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from quantcore.atomic import refuse_overwriting
 from quantcore.calibrate import importance, promised
+from quantcore.cli._imatrixstats import show_statistics
 from quantcore.cli._options import add_source, whole_number
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
 from quantcore.cli._text import read_text
@@ -19,11 +20,21 @@ from quantcore.models import open_model
 
 
 def add_parser(verbs: Any) -> None:
-    parser = verbs.add_parser("imatrix", help="measure the importance matrix of a model on a text")
-    add_source(parser)
-    parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 text file")
+    parser = verbs.add_parser(
+        "imatrix", help="measure the importance matrix of a model on a text, or show what one holds"
+    )
+    # Wanted for measuring only.
+    add_source(parser, nargs="?")
+    parser.add_argument("text", metavar="TEXT", type=Path, nargs="?", help="UTF-8 text file")
     parser.add_argument(
-        "destination", metavar="OUT", type=Path, help="the file to make: GGUF, or the older kind for *.dat"
+        "destination",
+        metavar="OUT",
+        type=Path,
+        nargs="?",
+        help="the file to make: GGUF, or the older kind for *.dat",
+    )
+    parser.add_argument(
+        "--show-statistics", metavar="FILE", help="measure nothing, and show what an importance matrix holds"
     )
     parser.add_argument("--ctx", type=whole_number, metavar="N", default=512, help="tokens in a chunk (512)")
     parser.add_argument("--chunks", type=whole_number, metavar="N", help="chunks to measure; all if left out")
@@ -38,10 +49,20 @@ def add_parser(verbs: Any) -> None:
         "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.show_statistics is not None:
+        if arguments.source is not None:
+            arguments.refuse("--show-statistics takes no model, text or file to make")
+        return show_statistics(arguments.show_statistics, quiet=arguments.json)
+    if arguments.destination is None:
+        arguments.refuse("the following arguments are required: SRC, TEXT, OUT (or --show-statistics FILE)")
+    return _measure(arguments)
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     source, text = open_model(arguments.source), read_text(arguments.text)
     others = [open_imatrix(path) for path in arguments.merge]
