@@ -24,16 +24,16 @@ from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, Un
 from quantcore.ggufkv import QUANTIZATION_VERSION, Value, encode, string, u32
 from quantcore.sources.base import Source
 from quantcore.sources.jsonfiles import read_object
+from quantcore.sources.mxfp4 import METHOD, PACKED, pack
+from quantcore.sources.pieces import Stored, outputs
 from quantcore.sources.safetensors import STORAGE, StoredTensor, open_directory
-from quantcore.sources.stacked import Stacked, stack
+from quantcore.sources.stacked import stack
 from quantcore.tensors import RowReader, Tensor, TensorInfo
 from quantcore.vocabulary import tokenizer_metadata
 from quantcore.writerkeys import captured
 
-Stored = StoredTensor | Stacked
-
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,6})\.(.+)")
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # of general.file_type
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # of general.file_type
 
 # Buffers that old checkpoints carry along; the forward pass computes them.
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
@@ -79,7 +79,8 @@ def _load_config(directory: Path) -> dict[str, Any]:
     except UnknownArchitecture as exc:
         raise UnknownArchitecture(f"{path}: architectures: {exc}") from exc
     quantization = config.get("quantization_config")
-    if quantization:
+    known = by_class(classes[0]).packings
+    if quantization and not (isinstance(quantization, dict) and quantization.get("quant_method") in known):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"{path}: the weights are already quantized ({method}); start from the original model"
@@ -126,7 +127,7 @@ def _named(
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
     named: dict[str, Stored] = {}
-    for hf_name, tensor in _stacked(stored, n_experts(config)).items():
+    for hf_name, tensor in _whole(architecture, stored, n_experts(config)).items():
         if hf_name.endswith(BUFFERS) or (hf_name == "lm_head.weight" and config.get("tie_word_embeddings")):
             continue
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
@@ -134,12 +135,41 @@ def _named(
             raise UnsupportedTensor(f"{tensor.path}: {architecture.name} has no tensor called {hf_name}")
         if name in named:
             raise UnreadableFile(f"{tensor.path}: {hf_name} and {named[name].name} are both {name}")
-        if tensor.dtype not in STORAGE:
+        if tensor.dtype not in (*STORAGE, PACKED):
             raise UnsupportedTensor(
                 f"{tensor.path}: {hf_name} is stored as {tensor.dtype}; weights must be F32, F16 or BF16"
             )
         named[name] = tensor
     return named
+
+
+def _whole(architecture: Architecture, stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stored]:
+    """Return the tensors that stored ones are or hold, by the names that GGUF's tables know."""
+    packed: Mapping[str, Stored] = {}
+    if METHOD in architecture.packings:
+        packed, stored = pack(stored)
+    found: dict[str, Stored] = {}
+    # llama.cpp's converter writes what is packed before all else.
+    for name, tensor in (*packed.items(), *_stacked(stored, experts).items()):
+        for own, part in _pieces(architecture, name, tensor).items():
+            if own in found:
+                raise UnreadableFile(
+                    f"{tensor.path}: {tensor.name} is there twice, packed and as plain numbers"
+                )
+            found[own] = part
+    return found
+
+
+def _pieces(architecture: Architecture, name: str, tensor: Stored) -> dict[str, Stored]:
+    """Return what a stored tensor holds, by the names that GGUF's tables know."""
+    outer, _, last = name.rpartition(".")
+    pieces = architecture.pieces.get(last)
+    if pieces is None:
+        return {name: tensor}
+    return {
+        f"{outer}.{piece.name}": outputs(tensor, piece.first, piece.step, inputs_first=piece.inputs_first)
+        for piece in pieces
+    }
 
 
 def _stacked(stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stored]:
@@ -153,6 +183,8 @@ def _stacked(stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stor
             continue
         whole = f"{match[1]}.{match[3]}"
         stacks.setdefault(whole, {})[int(match[2])] = tensor
+        found.pop(whole, None)  # it stands where its last part stands, as llama.cpp's converter has it
+        found[whole] = tensor
     return found | {name: stack(name, parts, experts) for name, parts in stacks.items()}
 
 
@@ -256,7 +288,9 @@ def _general(directory: Path, tensors: tuple[Tensor, ...], experts: int) -> dict
     """Return name, licence, size and the like, from the model card and the directory's name."""
     directory = directory.resolve()
     parameters = sum(tensor.info.n_elements for tensor in tensors)
-    of_experts = sum(tensor.info.n_elements for tensor in tensors if "_exps." in tensor.name)
+    # Biases of experts count as shared, as llama.cpp's converter has it.
+    stacks = (tensor.info for tensor in tensors if "_exps." in tensor.name and len(tensor.info.shape) > 2)
+    of_experts = sum(info.n_elements for info in stacks)
 
     def fill(writer: gguf.GGUFWriter) -> None:
         card = gguf.Metadata.load(None, directory, None, parameters)
@@ -275,7 +309,7 @@ def _general(directory: Path, tensors: tuple[Tensor, ...], experts: int) -> dict
 def native_level(source: Source) -> str:
     """Return the level that loses least without growing: BF16 for BF16 weights, else F16.
 
-    The first matrix decides; what config.json calls its dtype is often wrong.
+    The first matrix that is not packed decides; what config.json calls its dtype is often wrong.
     """
-    first = next((info.type for info in source.infos if len(info.shape) > 1), "F16")
+    first = next((info.type for info in source.infos if len(info.shape) > 1 and info.type != PACKED), "F16")
     return "BF16" if first == "BF16" else "F16"

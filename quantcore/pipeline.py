@@ -239,7 +239,7 @@ def quantize(
     _require_planned(imatrix, plan)
     workers = usable_threads(threads)
     meter = _Meter(plan, report)
-    metadata = output_metadata(source, plan.file_type, plan.added)
+    metadata = output_metadata(source, plan.file_type, plan.added, converted=plan.converted)
     infos = [tensor.info for tensor in plan.tensors]
     shards = lay_out(metadata, infos, plan.parts, kept=source.keeps_parts)
     convert = partial(_convert, kernels=kernels)

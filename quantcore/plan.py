@@ -32,6 +32,7 @@ class Plan:
     metadata that says how the file was made.
     `peak_memory_bytes` is what making it takes at most, `seconds` about how long (see `quantcore.estimate`);
     0 in plans that were kept before these were known.
+    `converted` files have the order of llama.cpp's converter, all others that of llama-quantize.
     """
 
     level: str
@@ -44,6 +45,7 @@ class Plan:
     added: Mapping[str, str | int] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     seconds: float = 0.0
+    converted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as a JSON document; shapes turn to GGUF order, row length first."""
@@ -69,19 +71,30 @@ class Plan:
             added=document.get("added", {}),
             peak_memory_bytes=document.get("peak_memory_bytes", 0),
             seconds=document.get("seconds", 0.0),
+            converted=document.get("converted", False),
         )
 
 
 def output_metadata(
-    source: Source, file_type: int, added: Mapping[str, str | int] = MappingProxyType({})
+    source: Source,
+    file_type: int,
+    added: Mapping[str, str | int] = MappingProxyType({}),
+    *,
+    converted: bool = False,
 ) -> dict[str, Value]:
-    """Return the metadata of the new file: the source's, then the keys that llama.cpp sets, in its order.
+    """Return the metadata of the new file: the source's, and the keys that llama.cpp sets, in its order.
 
-    `added` are those of `Plan.added`.
+    `added` and `converted` are those of `Plan`.
     """
     made = {key: value for key, value in source.metadata.items() if key not in SPLIT_KEYS}
-    set_last(made, {"general.quantization_version": u32(QUANTIZATION_VERSION)})
-    set_last(made, {"general.file_type": u32(file_type)})
+    known = {
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+        "general.file_type": u32(file_type),
+    }
+    if converted:
+        made |= known
+    else:
+        set_last(made, known)
     set_last(made, source.overrides)
     set_last(made, {key: string(it) if isinstance(it, str) else u32(it) for key, it in added.items()})
     if source.layers_left is not None:
@@ -121,7 +134,9 @@ def _warnings(tensors: Sequence[TensorPlan], planner: Planner) -> tuple[str, ...
     return tuple(found)
 
 
-def _file_type(source: Source, recipe: Recipe, ordered: Sequence[TensorInfo]) -> int:
+def _file_type(source: Source, recipe: Recipe, ordered: Sequence[TensorInfo], *, converted: bool) -> int:
+    if converted and any(is_quantized(info.type) for info in ordered):
+        return get_recipe("MXFP4_MOE").file_type  # whatever type the others get
     if not recipe.copies:
         return recipe.file_type
     known = source.get("general.file_type")
@@ -148,12 +163,13 @@ def make_plan(
     options = options or Options()
     planner = Planner(source, recipe, options)
     ordered = list(source.infos)
-    if not source.keeps_parts:
+    converted = source.format == "huggingface" and not recipe.copies and not is_quantized(recipe.base)
+    if not source.keeps_parts and not converted:
         ordered.sort(key=lambda info: file_order(info.name))
     tensors = tuple(planner.plan(info) for info in ordered)
-    file_type = _file_type(source, recipe, ordered)
+    file_type = _file_type(source, recipe, ordered, converted=converted)
     added = options.imatrix.metadata() if options.imatrix else {}
-    metadata = output_metadata(source, file_type, added)
+    metadata = output_metadata(source, file_type, added, converted=converted)
     infos = [tensor.info for tensor in tensors]
     weights = sum(info.n_elements for info in infos)
     tensor_bytes = sum(info.nbytes for info in infos)
@@ -176,4 +192,5 @@ def make_plan(
             importance_bytes=options.imatrix.largest_nbytes if options.imatrix else 0,
         ),
         seconds=seconds(tensors, backend=backend, threads=threads, weighted=bool(options.imatrix)),
+        converted=converted,
     )

@@ -108,6 +108,8 @@ class Planner:
             return given
         tensor_role = role(info.name)
         if not is_quantized(self.recipe.base):
+            if self.from_huggingface and is_quantized(info.type):
+                return info.type, "as it was published"
             return self.recipe.base, "base type of the level"
         kind, reason = self._override(info.name) or self._mixture(info, tensor_role)
         return self._fallback(info, kind, reason)

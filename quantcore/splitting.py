@@ -23,5 +23,6 @@ def divided(
         parts = counts_by_number(len(infos), max_tensors)
     else:
         return plan
-    shards = lay_out(output_metadata(source, plan.file_type, plan.added), infos, parts)
+    metadata = output_metadata(source, plan.file_type, plan.added, converted=plan.converted)
+    shards = lay_out(metadata, infos, parts)
     return replace(plan, parts=parts, file_bytes=sum(shard.nbytes for shard in shards))

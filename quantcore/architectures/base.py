@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.architectures.hparams import common_hparams
+from quantcore.architectures.pieces import Piece
 from quantcore.architectures.scales import Number, Scales, unscaled
 from quantcore.architectures.shape import Shape
 from quantcore.architectures.windows import Windows
@@ -18,7 +19,10 @@ from quantcore.ggufkv import Value, u32
 
 Config = Mapping[str, Any]
 RopeKind = Literal["normal", "neox"]
-Gate = Literal["silu", "gelu"]
+Gate = Literal["silu", "gelu", "clamped"]
+# Of the clamped gate: x / (1 + exp(-CLAMPED_SLOPE * x)) * (y + 1), where x, which stands on the gate, is at
+# most the limit, and y, which goes through it, no further from 0.
+CLAMPED_SLOPE, CLAMPED_LIMIT = 1.702, 7.0
 
 BLOCK = (
     "attn_norm.weight",
@@ -69,6 +73,9 @@ class Architecture:
     feed-forward length among those that a token uses. `shares_add_up` makes the shares of the chosen experts
     add up to one.
 
+    `feed_norm` is the norm before the feed-forward part. Of a checkpoint, `pieces` tells by the last part of
+    a name what a stored tensor holds, and `packings` by which methods it may be quantized.
+
     `unknown_keys` are of models under the same name that are not described here, if they are not zero.
     """
 
@@ -88,6 +95,9 @@ class Architecture:
     experts: tuple[str, ...] = ()
     shares_add_up: bool = True
     splits_length: bool = False
+    feed_norm: str = "ffn_norm"
+    pieces: Mapping[str, tuple[Piece, ...]] = field(default_factory=dict)
+    packings: tuple[str, ...] = ()
     unknown_keys: tuple[str, ...] = ()
 
     def parts(self, n_experts: int) -> tuple[str, ...]:

@@ -59,7 +59,9 @@ class Shape:
             "ffn_down_shexp": (self.embedding, shared),
         }
         if part in wide:
-            return wide[part] if kind == "weight" else wide[part][:1]
+            return wide[part] if kind == "weight" else wide[part][:-1]
+        if part == "attn_sinks":
+            return (self.heads,)
         heads = {"attn_q_norm": self.heads, "attn_k_norm": self.kv_heads}
         if part in heads:
             return (self.head_size * (heads[part] if self.wide_norms else 1),)

@@ -89,6 +89,7 @@ class Layer:
     scales: Scales
     gate: Gate
     shares_add_up: bool
+    feed_norm: str
     watcher: Watcher | None
 
     def linear(self, name: str, x: Floats) -> Floats:
@@ -109,11 +110,15 @@ class Layer:
         q = self._heads("attn_q", late, self.shape.heads, start)
         k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
-        mixed = attend(q, k, v, start, self.window, self.scales.attention, self.scales.attention_cap)
+        sinks = self.weights.get("attn_sinks.weight")
+        scales = self.scales
+        mixed = attend(q, k, v, start, self.window, scales.attention, scales.attention_cap, sinks)
         self._see(seen, ATTENTION_OUT, _flat(mixed))
         attended = self.linear("attn_output", _flat(mixed)).reshape(late.shape)
-        x = x[:, start:] + self._scaled(self._normed("post_attention_norm", attended))
-        normed = self._normed("ffn_norm", x)
+        if self.feed_norm != "post_attention_norm":
+            attended = self._normed("post_attention_norm", attended)
+        x = x[:, start:] + self._scaled(attended)
+        normed = self._normed(self.feed_norm, x)
         fed = self._feed_forward(_flat(normed), seen).reshape(x.shape)
         x += self._scaled(self._normed("post_ffw_norm", fed))
         return Passed(x, seen)
@@ -157,7 +162,6 @@ class Layer:
         """Return what the chosen experts make of each row, by their shares."""
         self._see(seen, ROUTER, x)
         chosen, shares = choose(self.linear("ffn_gate_inp", x), self.shape.experts_used, self.shares_add_up)
-        gates, ups, downs = (self.weights[f"ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
         out = np.zeros_like(x)
         for expert in range(self.shape.experts):
             rows, nth = np.nonzero(chosen == expert)
@@ -165,10 +169,19 @@ class Layer:
                 continue
             own = x[rows]
             self._see(seen, EXPERTS_IN, own, expert)
-            inner = gated(own @ gates[expert].T, own @ ups[expert].T, self.gate)
+            gate, up = (self._linear_of(f"ffn_{part}_exps", expert, own) for part in ("gate", "up"))
+            inner = gated(gate, up, self.gate)
             self._see(seen, EXPERTS_OUT, inner, expert)
-            out[rows] += (inner @ downs[expert].T) * shares[rows, nth][:, None]
+            out[rows] += self._linear_of("ffn_down_exps", expert, inner) * shares[rows, nth][:, None]
         return out
+
+    def _linear_of(self, name: str, expert: int, x: Floats) -> Floats:
+        """Return what `linear` does, with the weights and bias of one expert."""
+        y: Floats = x @ self.weights[f"{name}.weight"][expert].T
+        bias = self.weights.get(f"{name}.bias")
+        if bias is not None:
+            y += bias[expert]
+        return y
 
     def _shared(self, x: Floats, seen: Seen) -> Floats:
         self._see(seen, SHARED_IN, x)
@@ -318,5 +331,6 @@ class Run:
             scales=weights.scales,
             gate=family.gate,
             shares_add_up=family.shares_add_up,
+            feed_norm=family.feed_norm,
             watcher=self.watcher,
         )

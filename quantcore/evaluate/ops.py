@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.architectures.base import Gate
+from quantcore.architectures.base import CLAMPED_LIMIT, CLAMPED_SLOPE, Gate
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,14 +47,29 @@ def gelu(x: Floats) -> None:
     x *= inner
 
 
-GATES: Mapping[Gate, Callable[[Floats], None]] = {"silu": silu, "gelu": gelu}
+GATES: Mapping[str, Callable[[Floats], None]] = {"silu": silu, "gelu": gelu}
 
 
 def gated(gate: Floats, up: Floats, kind: Gate = "silu") -> Floats:
-    """Return silu(gate) * up, or with another function than silu, in place of `gate`."""
-    GATES[kind](gate)
+    """Return silu(gate) * up, or with another function than silu, in place of `gate`.
+
+    The clamped gate overwrites `up` too.
+    """
+    if kind == "clamped":
+        clamped(gate, up)
+    else:
+        GATES[kind](gate)
     gate *= up
     return gate
+
+
+def clamped(gate: Floats, up: Floats) -> None:
+    """Replace `gate` and `up` by the two factors of the clamped gate, for which see `Gate`."""
+    limit = np.float32(CLAMPED_LIMIT)
+    np.minimum(gate, limit, out=gate)
+    np.clip(up, -limit, limit, out=up)
+    up += np.float32(1)
+    gate *= sigmoid(gate * np.float32(CLAMPED_SLOPE))
 
 
 def soft_cap(x: Floats, cap: float | None) -> None:
@@ -96,13 +111,15 @@ def attend(
     window: int | None = None,
     scale: float | None = None,
     cap: float | None = None,
+    sinks: Floats | None = None,
 ) -> Floats:
     """Return causal attention `(chunks, queries, heads, head_size)`.
 
     `q` `(chunks, queries, heads, head_size)` are positions from `start` on; `k`, `v`
     `(chunks, keys, kv_heads, head_size)` are positions from 0 on. Heads share keys in groups. With a
     `window`, a position sees itself and the `window - 1` before it. Scores are multiplied by `scale`, which
-    is 1 / sqrt(head_size) if it is left out, and softly bounded by `cap` if there is one.
+    is 1 / sqrt(head_size) if it is left out, and softly bounded by `cap` if there is one. `sinks` `(heads,)`
+    are scores of a key beside all others, whose value is 0.
     """
     chunks, queries, heads, size = q.shape
     kv_heads = k.shape[2]
@@ -110,6 +127,7 @@ def attend(
     grouped = q.reshape(chunks, queries, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
     keys = k.transpose(0, 2, 3, 1)[:, :, None]  # (chunks, kv_heads, 1, size, keys)
     values = v.transpose(0, 2, 1, 3)[:, :, None]  # (chunks, kv_heads, 1, keys, size)
+    sink = None if sinks is None else sinks.reshape(kv_heads, -1, 1, 1)  # (kv_heads, group, 1, 1)
     out = np.empty((chunks, queries, kv_heads, heads // kv_heads, size), dtype=np.float32)
     for chunk in range(chunks):
         for first in range(0, queries, QUERY_BLOCK):
@@ -120,9 +138,13 @@ def attend(
             # (kv_heads, group, rows, seen)
             soft_cap(scores, cap)
             _mask(scores, start + first, low, window)
-            scores -= scores.max(axis=-1, keepdims=True)  # (kv_heads, group, rows, 1)
+            peak = scores.max(axis=-1, keepdims=True)  # (kv_heads, group, rows, 1)
+            peak = peak if sink is None else np.maximum(peak, sink)
+            scores -= peak
             np.exp(scores, out=scores)
             total = scores.sum(axis=-1, keepdims=True)  # (kv_heads, group, rows, 1)
+            if sink is not None:
+                total += np.exp(sink - peak)
             mixed = np.matmul(scores, values[chunk, ..., seen, :])
             mixed /= total  # (kv_heads, group, rows, size)
             out[chunk, first:last] = mixed.transpose(2, 0, 1, 3)  # (rows, kv_heads, group, size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -35,8 +35,8 @@ ITEM_SIZES: dict[str, int] = {
 
 # Storage form of the types that weights may have; BF16 travels as its bit pattern.
 STORAGE: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-# Of all types that can be read: statistics have wider numbers than weights.
-READABLE = STORAGE | {"F64": np.float64, "I64": np.int64, "U64": np.uint64}
+# Of all types that can be read: statistics have wider numbers than weights, and packed weights are bytes.
+READABLE = STORAGE | {"F64": np.float64, "I64": np.int64, "U64": np.uint64, "U8": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -61,27 +61,39 @@ class StoredTensor:
         """Return rows `start:stop` as a fresh `(rows, row_length)` array of the storage type."""
         rows = np.empty((stop - start, self.row_length), dtype=READABLE[self.dtype])
         row_bytes = self.row_length * ITEM_SIZES[self.dtype]
-        _read_into(self.path, self.begin + start * row_bytes, rows, self.name)
+        _read_into(self.path, [(self.begin + start * row_bytes, rows)], self.name)
         return rows
 
+    def read_columns(self, start: int, stop: int, first: int, last: int) -> npt.NDArray[Any]:
+        """Return columns `first:last` of rows `start:stop`, having read no others."""
+        columns = np.empty((stop - start, last - first), dtype=READABLE[self.dtype])
+        size = ITEM_SIZES[self.dtype]
+        begin, row_bytes = self.begin + first * size, self.row_length * size
+        offsets = range(begin + start * row_bytes, begin + stop * row_bytes, row_bytes)
+        _read_into(self.path, zip(offsets, columns, strict=True), self.name)
+        return columns
 
-def _read_into(path: Path, offset: int, out: npt.NDArray[Any], name: str) -> None:
-    """Fill `out` from the file at `offset`, or raise `UnreadableFile` naming the tensor."""
-    if not out.size:
-        return
-    left = out.data.cast("B")
+
+def _read_into(path: Path, pieces: Iterable[tuple[int, npt.NDArray[Any]]], name: str) -> None:
+    """Fill arrays from the file, each at its offset, or raise `UnreadableFile` naming the tensor."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
         raise UnreadableFile(f"{path}: cannot be opened: {exc.strerror}") from exc
     try:
-        while left:
-            count = os.preadv(fd, [left], offset)
-            if count == 0:
-                raise UnreadableFile(f"{path}: file ends inside tensor {name}, {len(left)} bytes short")
-            left, offset = left[count:], offset + count
+        for offset, out in pieces:
+            if out.size:
+                _fill(fd, offset, out.data.cast("B"), f"{path}: file ends inside tensor {name}")
     finally:
         os.close(fd)
+
+
+def _fill(fd: int, offset: int, left: memoryview, failed: str) -> None:
+    while left:
+        count = os.preadv(fd, [left], offset)
+        if count == 0:
+            raise UnreadableFile(f"{failed}, {len(left)} bytes short")
+        left, offset = left[count:], offset + count
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

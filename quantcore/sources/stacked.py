@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -40,12 +41,19 @@ class Stacked:
     def read_rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows `start:stop` as `StoredTensor.read_rows` does; they may lie in several parts."""
         each = prod(self.parts[0].shape[:-1])
-        pieces = []
-        for number in range(start // each, max(start // each + 1, -(-stop // each))):
-            first = number * each
-            low, high = max(start, first) - first, min(stop, first + each) - first
-            pieces.append(self.parts[number].read_rows(low, max(low, high)))
+        pieces = [self.parts[number].read_rows(low, high) for number, low, high in spans(start, stop, each)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def spans(start: int, stop: int, each: int) -> Iterator[tuple[int, int, int]]:
+    """Yield for rows `start:stop` of stacked matrices of `each` rows the number of a matrix and its own rows.
+
+    Of no rows, no rows of one matrix.
+    """
+    for number in range(start // each, max(start // each + 1, -(-stop // each))):
+        first = number * each
+        low, high = max(start, first) - first, min(stop, first + each) - first
+        yield number, low, max(low, high)
 
 
 def stack(name: str, parts: dict[int, StoredTensor], count: int) -> Stacked:

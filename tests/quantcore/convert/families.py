@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.quantcore.convert import gptoss
+
 SMALL = {
     "vocab_size": 260,
     "hidden_size": 32,
@@ -78,6 +80,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "olmo2": {"architectures": ["Olmo2ForCausalLM"], "rope_theta": 100.0},
+    "gpt-oss": gptoss.GPT_OSS | gptoss.MXFP4,
+    "gpt-oss, plain": gptoss.GPT_OSS,
 }
 
 
@@ -119,6 +123,10 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
             shapes |= {f"{block}self_attn.{p}_norm.weight": (size,) for p in "qk"}
         if kind == "Olmo2ForCausalLM":
             shapes |= {f"{block}self_attn.{p}_norm.weight": (n,) for p, n in (("q", q), ("k", kv))}
+        if kind == "GptOssForCausalLM":
+            shapes |= gptoss.attention_shapes(config, block)
+    if kind == "GptOssForCausalLM":
+        return {name: gptoss.draw(random, name, shape) for name, shape in shapes.items()}
     return {
         name: (random.standard_normal(shape) * 0.3 + ("norm" in name)).astype(np.float32)
         for name, shape in shapes.items()
@@ -128,6 +136,8 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
 def feed_forward_of(config: dict[str, Any], block: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a layer's feed-forward part: dense, or a mixture of experts."""
     width, inner = config["hidden_size"], config["intermediate_size"]
+    if config["architectures"] == ["GptOssForCausalLM"]:
+        return gptoss.expert_shapes(config, block)
     experts = config.get("num_local_experts") or config.get("num_experts")
     if not experts:
         return _gated(f"{block}mlp.", ("gate_proj", "up_proj", "down_proj"), width, inner)
@@ -155,16 +165,19 @@ def _gated(part: str, names: tuple[str, str, str], width: int, inner: int) -> di
 
 
 def safetensors_bytes(tensors: dict[str, np.ndarray], dtype: str = "F32") -> bytes:
-    """Return a safetensors file; "BF16" cuts float32 to its upper half."""
+    """Return a safetensors file; "BF16" cuts float32 to its upper half. Bytes stay bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     payload = b""
     for name, array in tensors.items():
-        if dtype == "BF16":
+        kind = "U8" if array.dtype == np.uint8 else dtype
+        if kind == "U8":
+            raw = array.tobytes()
+        elif kind == "BF16":
             raw = (np.ascontiguousarray(array).view(np.uint32) >> 16).astype(np.uint16).tobytes()
         else:
-            raw = array.astype({"F32": np.float32, "F16": np.float16}[dtype]).tobytes()
+            raw = array.astype({"F32": np.float32, "F16": np.float16}[kind]).tobytes()
         place = [len(payload), len(payload) + len(raw)]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": place}
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": place}
         payload += raw
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + payload
@@ -195,5 +208,8 @@ def write_model(directory: Path, family: str, dtype: str = "F32") -> dict[str, n
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "model.safetensors").write_bytes(safetensors_bytes(weights, dtype))
-    write_tokenizer(directory)
+    if config["architectures"] == ["GptOssForCausalLM"]:
+        gptoss.write_tokenizer(directory, byte_tokenizer())
+    else:
+        write_tokenizer(directory)
     return weights
