@@ -16,7 +16,7 @@ import numpy as np
 from quantcore.containers.gguf import alignment_of, padding
 from quantcore.errors import InputError
 from quantcore.formats import get_format
-from quantcore.ggmltypes import storage_nbytes
+from quantcore.ggmltypes import is_quantized, storage_nbytes
 from quantcore.knapsack import Choice, Group, choose, smallest
 from quantcore.plan import Options, Plan, make_plan
 from quantcore.planner import Planner
@@ -151,6 +151,8 @@ def _kinds(
     former = source.former_names.get(info.name, info.name)
     weighted = options.imatrix is not None and options.imatrix.covers(former, info.shape)
     possible = set(candidates(info, weighted=weighted))
+    if is_quantized(info.type) and not options.allow_requantize:
+        possible = {info.type}
     kinds = [kind for kind in tensor.errors if kind in possible and limits.allow(info.name, kind)]
     if not kinds:
         raise InputError(f"{source.path}: {info.name}: none of the types allowed fits its rows")

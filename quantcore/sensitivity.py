@@ -163,14 +163,19 @@ def _studies(
 
 
 def candidates(info: TensorInfo, *, weighted: bool) -> list[str]:
-    """Return the types that a tensor may have: whole blocks to a row, and importance where they need it."""
+    """Return the types that a tensor may have: its own, and those of whole blocks to a row, given importance
+    where they need it.
+    """
     return [
         name
         for name, fmt in formats().items()
-        if fmt.container == "gguf"
-        and fmt.can_quantize
-        and info.row_length % fmt.block == 0
-        and (weighted or not (fmt.needs_calibration or needs_imatrix("blk", name, "")))
+        if name == info.type
+        or (
+            fmt.container == "gguf"
+            and fmt.can_quantize
+            and info.row_length % fmt.block == 0
+            and (weighted or not (fmt.needs_calibration or needs_imatrix("blk", name, "")))
+        )
     ]
 
 

@@ -120,6 +120,19 @@ def test_without_an_importance_matrix_nothing_is_chosen_that_needs_one(source, f
     assert {tensor.type for tensor in made.plan.tensors}.isdisjoint({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
 
 
+def test_what_is_quantized_already_stays_as_it_is(source, found, tmp_path):
+    quantize(source, make_plan(source, "Q4_K_M"), tmp_path / "m.gguf")
+    quantized = open_model(tmp_path / "m.gguf")
+
+    made = plan_for(quantized, Target(bpw=8), found)
+
+    assert [tensor.type for tensor in made.plan.tensors] == [info.type for info in quantized.infos]
+    with pytest.raises(InputError, match="no types make a file that small"):
+        plan_for(quantized, Target(bpw=3), found)
+    again = plan_for(quantized, Target(bpw=3), found, Options(allow_requantize=True))
+    assert 2.98 < again.plan.bpw <= 3
+
+
 def test_a_tensor_that_was_not_measured_is_named(source, options, found):
     less = replace(found, tensors=found.tensors[1:])
     with pytest.raises(InputError, match=f"{found.tensors[0].name} was not measured"):

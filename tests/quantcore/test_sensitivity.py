@@ -16,6 +16,7 @@ from quantcore.evaluate import effects as module
 from quantcore.evaluate.effects import effects
 from quantcore.evaluate.forward import map_logits
 from quantcore.evaluate.losses import SAMPLE, errors, rounded
+from quantcore.formats import to_float
 from quantcore.imatrix import open_imatrix
 from quantcore.models import open_model
 from quantcore.sensitivity import load, measure
@@ -37,7 +38,7 @@ def coarse(values):
 def in_float32(tensor, change):
     """Return a tensor with changed values, as float32."""
     info = tensor.info
-    values = change(tensor.read().astype(np.float32).reshape(info.shape))
+    values = change(to_float(info, tensor.read()).reshape(info.shape))
     rows = values.reshape(info.n_rows, info.row_length)
     return Tensor(replace(info, type="F32", nbytes=values.nbytes), lambda start, stop: rows[start:stop])
 
