@@ -240,9 +240,12 @@ class Planner:
                 f"the block of {kind}; ask for another type"
             )
         if is_quantized(info.type) and is_quantized(kind) and not self.options.allow_requantize:
+            way = "start from the full-precision model"
+            if info.type == "MXFP4":  # of which some models are published, and nothing fuller
+                way = "MXFP4_MOE keeps it, as does --tensor-type exps=mxfp4 at any level"
             raise InputError(
-                f"{self.path}: {info.name} is {info.type} already; quantizing it again loses quality: "
-                "start from the full-precision model (or see `quantcore quantize --allow-requantize`)"
+                f"{self.path}: {info.name} is {info.type} already; quantizing it again loses quality: {way} "
+                "(or see `quantcore quantize --allow-requantize`)"
             )
 
 

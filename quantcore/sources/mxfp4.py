@@ -72,7 +72,7 @@ class PackedTensor:
         out[..., 0] = scales
         out[..., 1::2] = first & 15 | second << 4  # elements of even number
         out[..., 2::2] = first >> 4 | second & 240
-        return out.reshape(stop - start, -1)  # (rows, bytes_per_row)
+        return out.reshape(stop - start, groups * (1 + CODE_BYTES))  # (rows, bytes_per_row)
 
 
 def pack(stored: Mapping[str, StoredTensor]) -> tuple[dict[str, PackedTensor], dict[str, StoredTensor]]:
