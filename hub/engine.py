@@ -39,6 +39,7 @@ Tell = Callable[[dict[str, Any]], None]
 # What the hub stores of metadata: long lists are vocabularies and of no use on a page.
 LONGEST_LIST = 16
 N_CTX, N_PROMPT, N_GENERATED = 512, 512, 128
+N_DEPTH = 4096  # tokens in the cache before the second measurement of speed
 PACKAGES = ("quanthub", "numpy", "gguf")
 CALIBRATION = "calibration.txt"
 # Before the semicolon what is the same for all levels: it is then said once.
@@ -166,6 +167,22 @@ class Speed:
     method: dict[str, Any]
     engine: dict[str, Any]
     others: float | None = None
+
+
+SpeedOf = Literal["pp", "tg", "pp_deep", "tg_deep"]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """The speeds that could be measured, and a sentence for each that could not."""
+
+    of: Mapping[SpeedOf, Speed]
+    missed: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> float:
+        """Return the share of the processors that other programs used meanwhile, as far as it is known."""
+        return max((speed.others or 0.0) for speed in self.of.values())
 
 
 @contextmanager
@@ -495,13 +512,21 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.7g}")
 
 
-def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
-    """Measure prompt and generation speed in llama.cpp itself; raises `NoEngine` where it is missing."""
+def speeds(path: Path, tell: Tell, *, deep: bool = True) -> Speeds:
+    """Measure prompt and generation speed in an engine that people use, and `deep` in the context again.
+
+    Raises `NoEngine` where none can run the model here, `WorthRetry` where one took too much time or memory.
+    """
     with translated():
         found = quantcore.bench(
-            path, pp=N_PROMPT, tg=N_GENERATED, threads=settings.JOB_THREADS, report=_reporter(tell)
+            path,
+            pp=N_PROMPT,
+            tg=N_GENERATED,
+            depths=(0, N_DEPTH) if deep else (0,),
+            threads=settings.JOB_THREADS,
+            limit=settings.ENGINE_SECONDS,
+            report=_reporter(tell),
         )
-    results = {result.test: result for result in found.results}
     shared = {
         "protocol": "llama-bench",
         "backend": found.backend,
@@ -514,12 +539,25 @@ def speeds(path: Path, tell: Tell) -> dict[Literal["pp", "tg"], Speed]:
     name, _, stated = found.engine_version.partition(" ")
     engine = {**versions(), name: stated}
 
-    def speed(test: str) -> Speed:
-        result = results[test]
-        method = {"test": test, "runs": result.runs, **shared}
+    def speed(result: quantcore.SpeedTest) -> Speed:
+        method = {"test": result.test, "depth": result.depth, "runs": result.runs, **shared}
         return Speed(Figure(result.mean, result.stdev), method, engine, found.others)
 
-    return {"pp": speed(f"pp{N_PROMPT}"), "tg": speed(f"tg{N_GENERATED}")}
+    return Speeds(
+        {_speed_of(result): speed(result) for result in found.results},
+        tuple(_missed(missed) for missed in found.not_measured),
+    )
+
+
+def _speed_of(result: quantcore.SpeedTest) -> SpeedOf:
+    if result.test.startswith("pp"):
+        return "pp_deep" if result.depth else "pp"
+    return "tg_deep" if result.depth else "tg"
+
+
+def _missed(missed: quantcore.NotMeasured) -> str:
+    what = f"Speed at {missed.test}" if missed.test else f"Speed in {missed.engine}"
+    return f"{what} was not measured here: {missed.why}"
 
 
 def hardware() -> dict[str, Any]:

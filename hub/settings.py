@@ -54,6 +54,7 @@ SETTINGS = (
         "Disk for what KL divergence is measured against; a quarter for one model.",
     ),
     Setting("QUANTHUB_CALIBRATION_CHUNKS", "100", "Chunks of 512 tokens that importance is measured over."),
+    Setting("QUANTHUB_ENGINE_SECONDS", "3600", "Seconds after which an engine that is timed is stopped."),
     Setting("QUANTHUB_LEASE_SECONDS", "30", "Silence after which a worker counts as lost."),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -106,6 +107,7 @@ EVAL_CHUNKS = env_int("QUANTHUB_EVAL_CHUNKS", minimum=1)
 BASES_BYTES = env_int("QUANTHUB_BASES_GB", minimum=1) * 10**9
 BASE_BYTES = BASES_BYTES // 4
 CALIBRATION_CHUNKS = env_int("QUANTHUB_CALIBRATION_CHUNKS", minimum=1)
+ENGINE_SECONDS = env_int("QUANTHUB_ENGINE_SECONDS", minimum=1)
 LEASE_SECONDS = env_int("QUANTHUB_LEASE_SECONDS", minimum=5)
 ADMIN_PASSWORD = env("QUANTHUB_ADMIN_PASSWORD")
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from quantcore.evaluate.hardware import hardware
     from quantcore.evaluate.perplexity import Perplexity, compare, perplexity
-    from quantcore.evaluate.speed import Speed, bench
+    from quantcore.evaluate.speed import NotMeasured, Speed, SpeedTest, bench
     from quantcore.evaluate.tensorerrors import tensor_errors
     from quantcore.formats import formats as all_formats
     from quantcore.ggmltypes import is_quantized
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImportanceMatrix",
+    "NotMeasured",
     "Options",
     "Perplexity",
     "Plan",
@@ -49,6 +50,7 @@ __all__ = [
     "Result",
     "Source",
     "Speed",
+    "SpeedTest",
     "all_formats",
     "all_recipes",
     "base_chunk_nbytes",
@@ -79,6 +81,7 @@ __all__ = [
 # tokenizer, and a terminal answers `--help` at once.
 _HOMES = {
     "ImportanceMatrix": "imatrix:ImportanceMatrix",
+    "NotMeasured": "evaluate.speed:NotMeasured",
     "Options": "plan:Options",
     "Perplexity": "evaluate.perplexity:Perplexity",
     "Plan": "plan:Plan",
@@ -86,6 +89,7 @@ _HOMES = {
     "Result": "pipeline:Result",
     "Source": "sources.base:Source",
     "Speed": "evaluate.speed:Speed",
+    "SpeedTest": "evaluate.speed:SpeedTest",
     "all_formats": "formats:formats",
     "all_recipes": "recipes:recipes",
     "base_chunk_nbytes": "evaluate.divergence:base_chunk_nbytes",

@@ -60,6 +60,7 @@ class QuantOut(Schema):
     seconds: float
     made_with: dict[str, Any]
     measurements: list[MeasurementOut]
+    not_measured: list[str]
     errors_url: str | None
 
     @classmethod
@@ -80,6 +81,7 @@ class QuantOut(Schema):
             seconds=quant.seconds,
             made_with=quant.made_with,
             measurements=[MeasurementOut.of(m) for m in quant.measurements.all()],
+            not_measured=quant.not_measured,
             errors_url=_errors_url(http, quant),
         )
 

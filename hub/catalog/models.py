@@ -133,6 +133,9 @@ class Quant(models.Model):
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="quants"
     )
     made_with = models.JSONField(default=dict, help_text="Versions of the engine and its libraries.")
+    not_measured = models.JSONField(
+        default=list, blank=True, help_text="A sentence for each figure that could not be had, and why."
+    )
     seconds = models.FloatField(default=0)
     created = models.DateTimeField(auto_now_add=True)
 
@@ -178,6 +181,8 @@ class Measurement(models.Model):
         SAME_TOP = "same_top", "Same likeliest token as the source"
         PP = "pp_tps", "Prompt speed"
         TG = "tg_tps", "Generation speed"
+        PP_DEEP = "pp_deep_tps", "Prompt speed deep in the context"
+        TG_DEEP = "tg_deep_tps", "Generation speed deep in the context"
 
     revision = models.ForeignKey(
         Revision, null=True, blank=True, on_delete=models.CASCADE, related_name="measurements"

@@ -24,6 +24,8 @@ from hub.catalog.models import (
 Metric = Measurement.Metric
 RUINED = 20.0  # percent of perplexity that a quant may add and still be recommended
 FAR = 10
+# What of a method is each figure's own where one run gave several.
+OF_ONE = frozenset({"baseline", "test", "depth"})
 LEAST = 0.05  # increases in perplexity that are next to nothing set no scale
 
 
@@ -38,11 +40,14 @@ class Figures:
     divergence: Measurement | None = None
     same_top: Measurement | None = None
     bits_per_byte: Measurement | None = None
+    prompt_deep: Measurement | None = None
+    generation_deep: Measurement | None = None
 
     @property
     def known(self) -> list[Measurement]:
         quality = (self.perplexity, self.bits_per_byte, self.increase, self.divergence, self.same_top)
-        found = (*quality, self.prompt, self.generation)
+        speeds = (self.prompt, self.generation, self.prompt_deep, self.generation_deep)
+        found = (*quality, *speeds)
         return [measurement for measurement in found if measurement]
 
     @property
@@ -56,6 +61,12 @@ class Figures:
             else:
                 group.append(measurement)
         return [Way(tuple(group)) for group in alike]
+
+    @property
+    def memory(self) -> dict[str, object] | None:
+        """Return what the engine that was timed said it allocated."""
+        measured = self.generation_deep or self.generation
+        return measured.method.get("memory") if measured else None
 
     @property
     def where(self) -> str:
@@ -76,7 +87,7 @@ class Figures:
 
 def _conditions(measurement: Measurement) -> tuple[object, ...]:
     """Return what figures share when one run gave them; which of its tests they are is no condition."""
-    method = {key: value for key, value in measurement.method.items() if key not in {"baseline", "test"}}
+    method = {key: value for key, value in measurement.method.items() if key not in OF_ONE}
     return method, measurement.hardware, measurement.engine
 
 
@@ -103,7 +114,8 @@ class Way:
             for key, value in measurement.method.items():
                 differs = key in found and found[key] != value
                 found[key] = f"{found[key]}, {value}" if differs else value
-        found.pop("protocol_key", None)
+        for key in ("protocol_key", "depth"):  # a test that is behind a depth ends in it
+            found.pop(key, None)
         return found
 
 
@@ -202,6 +214,8 @@ def figures_of(measurements: Iterable[Measurement]) -> Figures:
         newest.get(Metric.KLD),
         newest.get(Metric.SAME_TOP),
         newest.get(Metric.BPB),
+        newest.get(Metric.PP_DEEP),
+        newest.get(Metric.TG_DEEP),
     )
 
 

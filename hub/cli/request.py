@@ -24,6 +24,8 @@ METRICS = {
     "same_top": "Same likeliest token",
     "pp_tps": "Prompt speed",
     "tg_tps": "Generation speed",
+    "pp_deep_tps": "Prompt speed deep in the context",
+    "tg_deep_tps": "Generation speed deep in the context",
 }
 
 

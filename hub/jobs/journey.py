@@ -181,6 +181,7 @@ class Journey:
             made_with=engine.versions() | self._importance_document(),
             figures=self.found.figures,
             errors=self.found.errors,
+            not_measured=self.found.missed,
         )
         actions.publish(self.job, artifact)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from django.conf import settings
 
@@ -27,26 +27,32 @@ from hub.jobs.whole import Whole
 
 Metric = Measurement.Metric
 
-Speeds = Mapping[Literal["pp", "tg"], engine.Speed]
-
-
 # A share of the processors that other programs may use while speed is measured.
 QUIET = 0.1
-SOURCE, QUANT, SPEED = "perplexity of the source", "perplexity of the quant", "speed in llama.cpp"
+SOURCE, QUANT, SPEED = "perplexity of the source", "perplexity of the quant", "speed"
 ERRORS = "errors of tensors"
-# Beside one pass over the text: five runs of a prompt and of a generation, the latter a token at a time.
-SPEED_COST = 0.4
+# Beside one pass over the text: runs of a prompt and of a generation, the latter a token at a time, and the
+# same again deep in the context.
+SPEED_COST = 0.8
 # Reading both files once.
 ERRORS_COST = 0.02
+METRICS: dict[engine.SpeedOf, Measurement.Metric] = {
+    "pp": Metric.PP,
+    "tg": Metric.TG,
+    "pp_deep": Metric.PP_DEEP,
+    "tg_deep": Metric.TG_DEEP,
+}
+Miss = Callable[[str], None]  # keeps a sentence about what was not measured
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured of a quant; no errors where that failed."""
+    """What was measured of a quant; `missed` says what was not, and why."""
 
     figures: tuple[actions.Measured, ...]
     errors: actions.MeasuredErrors | None
+    missed: tuple[str, ...] = ()
 
 
 def measure(
@@ -58,22 +64,27 @@ def measure(
     # Losses alone are worth a second pass over the source: now there may be room for its base.
     if kept is None or kept.base is None:
         steps = {SOURCE: 1.0} | steps
-    whole = Whole(tell, steps)
-    quality = _quality(job, source, made, kept, whole)
-    errors = _errors(job, source, made, matrix, whole.step(ERRORS))
-    return Findings((*quality, *_speed(job, made, whole.step(SPEED))), errors)
+    whole, missed = Whole(tell, steps), list[str]()
+
+    def miss(sentence: str) -> None:
+        actions.log(job, sentence)
+        missed.append(sentence)
+
+    quality = _quality(job, source, made, kept, whole, miss)
+    errors = _errors(job, source, made, matrix, whole.step(ERRORS), miss)
+    return Findings((*quality, *_speed(job, made, whole.step(SPEED), miss)), errors, tuple(missed))
 
 
 def _quality(
-    job: Job, source: engine.Source, made: Path, kept: Baseline | None, whole: Whole
+    job: Job, source: engine.Source, made: Path, kept: Baseline | None, whole: Whole, miss: Miss
 ) -> Iterable[actions.Measured]:
     try:
         baseline = kept
         if baseline is None or baseline.base is None:
-            baseline = _baseline(job, source, kept, made.parent, whole.step(SOURCE))
+            baseline = _baseline(job, source, kept, made.parent, whole.step(SOURCE), miss)
         quality, closeness = _beside(baseline, engine.open_source(made), whole.step(QUANT))
     except (engine.Refused, engine.NoEngine) as exc:
-        actions.log(job, f"Perplexity was not measured here: {exc}")
+        miss(f"Perplexity was not measured here: {exc}")
         return []
     _require_sane(quality)
     of = {"baseline": str(job.revision.tensor_type)}
@@ -97,7 +108,12 @@ def _beside(
 
 
 def _errors(
-    job: Job, source: engine.Source, made: Path, matrix: engine.Importance | None, tell: engine.Tell
+    job: Job,
+    source: engine.Source,
+    made: Path,
+    matrix: engine.Importance | None,
+    tell: engine.Tell,
+    miss: Miss,
 ) -> actions.MeasuredErrors | None:
     try:
         # Another level's calibration weighs the errors of those that are made without, too.
@@ -109,47 +125,55 @@ def _errors(
         # Whatever it was: the file is whole, and must not be lost for want of figures beside it.
         logger.exception("job %s: errors of tensors were not measured", job.pk)
         why = str(exc) if isinstance(exc, engine.EngineError) else "something went wrong in the hub itself"
-        actions.log(job, f"Errors of tensors were not measured here: {why}")
+        miss(f"Errors of tensors were not measured here: {why}")
         return None
     return actions.MeasuredErrors(
         found.relative, found.columns, found.method, engine.hardware(), engine.versions()
     )
 
 
-def _speed(job: Job, made: Path, tell: engine.Tell) -> Iterable[actions.Measured]:
+def _speed(job: Job, made: Path, tell: engine.Tell, miss: Miss) -> Iterable[actions.Measured]:
     try:
-        speeds = _quiet_speeds(job, made, tell)
+        found = _quiet_speeds(job, made, tell, miss)
     except engine.EngineError as exc:
         # The file is whole and measured for quality; a machine without the engine must not keep it back.
-        actions.log(job, f"Speed was not measured here: {exc}")
+        logger.warning("job %s: speed was not measured", job.pk, exc_info=True)
+        miss(f"Speed was not measured here: {exc}")
         return []
-    metrics = {Metric.PP: speeds["pp"], Metric.TG: speeds["tg"]}
+    for sentence in found.missed:
+        miss(sentence)
     return [
-        _measured(metric, speed.figure, "tokens/s", speed.method, speed.engine)
-        for metric, speed in metrics.items()
+        _measured(METRICS[of], speed.figure, "tokens/s", speed.method, speed.engine)
+        for of, speed in found.of.items()
     ]
 
 
-def _quiet_speeds(job: Job, made: Path, tell: engine.Tell) -> Speeds:
+def _quiet_speeds(job: Job, made: Path, tell: engine.Tell, miss: Miss) -> engine.Speeds:
     """Measure speed; once more where other programs used the processors, and then take the quieter try."""
     engine.wait_for_kernels()
-    best = engine.speeds(made, tell)
-    if _others(best) > QUIET:
+    best = _deep_speeds(job, made, tell, miss)
+    if best.others > QUIET:
         with suppress(engine.EngineError):  # the first try counts all the same
-            best = min(best, engine.speeds(made, partial(_at_the_end, tell)), key=_others)
-    if _others(best) > QUIET:
-        share = f"{100 * _others(best):.0f} %"
+            best = min(best, engine.speeds(made, partial(_at_the_end, tell)), key=lambda tried: tried.others)
+    if best.others > QUIET:
+        share = f"{100 * best.others:.0f} %"
         actions.log(job, f"Note: other programs used {share} of the processors while speed was measured.")
     return best
+
+
+def _deep_speeds(job: Job, made: Path, tell: engine.Tell, miss: Miss) -> engine.Speeds:
+    """Measure speed at both depths; where that takes too much time or memory, with an empty cache alone."""
+    try:
+        return engine.speeds(made, tell)
+    except engine.WorthRetry as exc:
+        logger.warning("job %s: speed was not measured deep in the context", job.pk, exc_info=True)
+        miss(f"Speed at depth {engine.N_DEPTH} was not measured here: {exc}")
+        return engine.speeds(made, partial(_at_the_end, tell), deep=False)
 
 
 def _at_the_end(tell: engine.Tell, progress: dict[str, Any]) -> None:
     """Tell of a second try without going back on what the first one told."""
     tell(progress | {"done": progress["total"]})
-
-
-def _others(speeds: Speeds) -> float:
-    return max((speed.others or 0.0) for speed in speeds.values())
 
 
 def _kept(revision: Revision, folder: Path) -> Baseline | None:
@@ -160,7 +184,7 @@ def _kept(revision: Revision, folder: Path) -> Baseline | None:
 
 
 def _baseline(
-    job: Job, source: engine.Source, kept: Baseline | None, folder: Path, tell: engine.Tell
+    job: Job, source: engine.Source, kept: Baseline | None, folder: Path, tell: engine.Tell, miss: Miss
 ) -> Baseline:
     """Measure the source, keep what it predicted, and record its figures."""
     base: Path | None = folder / baselines.OWN
@@ -168,7 +192,7 @@ def _baseline(
         quality = engine.baseline(source, settings.EVAL_TEXT, folder / baselines.OWN, tell)
     except engine.WorthRetry as exc:
         # For want of disk, most likely: perplexity takes none, and may be known.
-        actions.log(job, f"KL divergence was not measured here: {exc}")
+        miss(f"KL divergence was not measured here: {exc}")
         if kept is not None:
             return kept
         quality, base = engine.perplexity(source, settings.EVAL_TEXT, tell), None

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     for missed in speed.not_measured:
         if missed.engine == speed.engine:
-            note(f"{missed.test or 'depth'}: {missed.why}")
+            note(f"{missed.test}: {missed.why}")
     if not arguments.json:
         _print(speed)
     return asdict(speed) | {"hardware": asdict(hardware())}

@@ -37,7 +37,7 @@ class SpeedTest:
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """A test, or all that an engine might have told (`test` is empty), and why there is no figure."""
+    """What there is no figure of, and why: a test, a depth, or (`test` is empty) all of an engine."""
 
     engine: str
     test: str
@@ -92,7 +92,7 @@ def bench(
     others = Others()
     found = chosen.measure(path, asked, _Listener(asked, report))
     share = others.share()
-    missed = [NotMeasured(chosen.name, "", why) for why in lowered]
+    missed = [NotMeasured(chosen.name, f"depth {depth}", why) for depth, why in lowered.items()]
     missed += [NotMeasured(chosen.name, _name(s), s.why) for s in found.sampled if not s.samples]
     return _speed(chosen, found, share, (*missed, *others_lack))
 
@@ -129,15 +129,15 @@ def _choose(path: Path, name: str | None) -> tuple[Engine, list[NotMeasured]]:
     return able[0], [NotMeasured(engine, "", why) for engine, why in lacks.items() if why]
 
 
-def _within(depths: tuple[int, ...], trained: int, longest: int) -> tuple[tuple[int, ...], list[str]]:
-    """Return the depths that leave room for `longest` tokens in the trained context, and what was lowered."""
+def _within(depths: tuple[int, ...], trained: int, longest: int) -> tuple[tuple[int, ...], dict[int, str]]:
+    """Return the depths with room for `longest` more tokens in the trained context, and why others fail."""
     most = max(trained - longest, 0) if trained else max(depths)
-    lowered = [
-        f"the model's context of {trained} tokens has no room for {longest} behind {depth}; "
-        f"measured behind {most} instead"
+    lowered = {
+        depth: f"the model's context of {trained} tokens has no room for {longest} more; "
+        f"measured at {most} instead"
         for depth in depths
         if depth > most
-    ]
+    }
     return tuple(dict.fromkeys(min(depth, most) for depth in sorted(depths))), lowered
 
 

@@ -215,6 +215,29 @@ def add_quant(model, level, increase, deviation, file_bytes=5, speed=10.0):
     measure("tg_tps", speed, 1.0, quant=quant)
 
 
+MEMORY = {"model": 105_400_000, "kv": 11_300_000, "compute": None, "n_ctx": 4096, "type_k": "f16"}
+
+
+@pytest.mark.django_db
+def test_a_quant_shows_speed_deep_in_the_context_memory_and_what_is_lacking(client):
+    model = add_model(1)
+    quant = Quant.objects.get()
+    quant.not_measured = ["Speed in vLLM was not measured here: vLLM needs a CUDA card"]
+    quant.save()
+    measure("tg_tps", 160.2, 4.2, quant=quant)
+    deep = measure("tg_deep_tps", 22.83, 1.7, quant=quant)
+    deep.method = {"test": "tg128 @ d4096", "depth": 4096, "memory": MEMORY}
+    deep.save()
+
+    text = text_of(client.get(model.get_absolute_url()))
+
+    assert "160 ± 4 22.8 ± 1.7 @ 4096" in text
+    assert text.count("model 105 MB, KV 11.3 MB at n_ctx 4 096, compute not measured") == 2
+    assert "Memory settings K f16" in text
+    assert "measured on Z80" in text
+    assert "Speed in vLLM was not measured here: vLLM needs a CUDA card." in text
+
+
 @pytest.mark.django_db
 def test_the_least_loss_is_that_of_the_smallest_among_those_equal_within_their_errors():
     model = add_model(1)

@@ -141,9 +141,39 @@ def test_each_engine_that_measures_speed_is_named_once(monkeypatch, tmp_path):
 
     speeds = engine.speeds(tmp_path, lambda _progress: None)
 
-    assert speeds["tg"].figure.value == 3.0
-    assert speeds["tg"].engine == {**engine.versions(), "xllamacpp": "2026.10 (llama.cpp b4711)"}
+    assert set(speeds.of) == {"pp", "tg"}
+
+    assert speeds.of["tg"].figure.value == 3.0
+    assert speeds.of["tg"].engine == {**engine.versions(), "xllamacpp": "2026.10 (llama.cpp b4711)"}
     assert set(engine.versions()) == {"quanthub", "numpy", "gguf"}
+
+
+def test_speeds_deep_in_the_context_stand_beside_the_others(monkeypatch, tmp_path):
+    """Each with its depth and the memory that was measured, and a sentence for each that is lacking."""
+    asked = {}
+    deep = [speed.SpeedTest("pp512 @ d4096", 5.0, 1.0, 5, (), 4096)]
+    found = speed.Speed(
+        *("llama.cpp", "xllamacpp 1", "CPU", 2),
+        results=(speed.SpeedTest("tg128", 3.0, 1.0, 5, ()), *deep),
+        memory=speed.Memory(1, 2, None, n_ctx=4864),
+        not_measured=(
+            speed.NotMeasured("llama.cpp", "tg128 @ d4096", "it cannot go back"),
+            speed.NotMeasured("vLLM", "", "vLLM needs a CUDA card"),
+        ),
+    )
+    monkeypatch.setattr(engine.quantcore, "bench", lambda *_args, **options: asked.update(options) or found)
+
+    speeds = engine.speeds(tmp_path, lambda _progress: None)
+
+    assert (asked["depths"], asked["limit"]) == ((0, 4096), 3600)
+    assert (speeds.of["tg"].method["depth"], speeds.of["pp_deep"].method["depth"]) == (0, 4096)
+    assert speeds.of["pp_deep"].method["memory"]["n_ctx"] == 4864
+    assert speeds.missed == (
+        "Speed at tg128 @ d4096 was not measured here: it cannot go back",
+        "Speed in vLLM was not measured here: vLLM needs a CUDA card",
+    )
+    engine.speeds(tmp_path, lambda _progress: None, deep=False)
+    assert asked["depths"] == (0,)
 
 
 def test_what_is_no_model_is_refused(tmp_path):

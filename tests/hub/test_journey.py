@@ -108,6 +108,7 @@ def test_what_cannot_be_measured_here_is_said_and_not_invented(ready, no_speed):
 
     assert not job.quant.measurements.filter(metric__in=[Metric.PP, Metric.TG]).exists()
     assert job.events.filter(text__startswith="Speed was not measured here: llama.cpp is not").exists()
+    assert [sentence[:27] for sentence in job.quant.not_measured] == ["Speed was not measured here"]
 
 
 def test_the_source_is_measured_once(alice, demo, ready, no_speed, monkeypatch):
@@ -199,6 +200,22 @@ def test_a_second_try_at_speed_that_fails_leaves_the_first(ready, monkeypatch):
     monkeypatch.setattr(engine, "speeds", speeds)
 
     assert make(ready).quant.measurements.get(metric=Metric.PP).value == pytest.approx(100.6)
+
+
+def test_where_a_deep_context_takes_too_much_speed_is_measured_without(ready, monkeypatch):
+    def speeds(*_arguments, deep=True):
+        if deep:
+            raise engine.WorthRetry(f"{settings.DATA_DIR}/work/x/y.gguf: llama.cpp ran out of memory")
+        return speed_of(0.0)
+
+    monkeypatch.setattr(engine, "speeds", speeds)
+
+    quant = make(ready).quant
+
+    assert quant.measurements.filter(metric=Metric.TG).exists()
+    sentence = "Speed at depth 4096 was not measured here: y.gguf: llama.cpp ran out of memory"
+    assert quant.not_measured == [sentence]
+    assert Job.objects.get().events.filter(text=sentence).exists()
 
 
 def test_what_is_not_possible_is_refused_before_a_matrix_is_measured(alice, demo, no_speed, monkeypatch):
@@ -363,7 +380,7 @@ def speed_of(others):
     def speed(value):
         return engine.Speed(engine.Figure(value, 1.0), {"test": "pp512"}, {}, others)
 
-    return {"pp": speed(100 + others), "tg": speed(10 + others)}
+    return engine.Speeds({"pp": speed(100 + others), "tg": speed(10 + others)})
 
 
 @pytest.mark.parametrize(

@@ -206,12 +206,52 @@ LABELS = {
 }
 
 
+# What every model takes; where an engine does not tell of it, that is said.
+MEMORY = {"model": "model", "kv": "KV", "state": "state", "compute": "compute"}
+OPTIONAL = {"state"}
+
+
+@register.filter
+def memory(measured: dict[str, Any]) -> str:
+    """`model 105 MB, KV 11.3 MB at n_ctx 4 096, compute 20.3 MB`: what an engine said it allocated."""
+    told = []
+    for part, name in MEMORY.items():
+        n_bytes = measured.get(part)
+        if n_bytes is None and part in OPTIONAL:
+            continue
+        text = f"{name}{SPACE}{NOT_MEASURED if n_bytes is None else size(n_bytes)}"
+        n_ctx = measured.get("n_ctx") if part == "kv" else None
+        told.append(f"{text} at n_ctx{SPACE}{whole(n_ctx)}" if n_ctx else text)
+    return ", ".join(told)
+
+
+def _memory_lines(measured: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return measured memory as labelled lines: its parts, what they depend on, and where they lie."""
+    flash = measured.get("flash_attention")
+    settings = {
+        "batch": measured.get("n_batch"),
+        "ubatch": measured.get("n_ubatch"),
+        "K": measured.get("type_k"),
+        "V": measured.get("type_v"),
+        "flash attention": None if flash is None else ("on" if flash else "off"),
+    }
+    buffers = [f"{b['device']} {b['kind']} {size(b['nbytes'])}" for b in measured.get("buffers", [])]
+    lines = [
+        ("Memory", memory(measured)),
+        ("Memory settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value)),
+        ("Buffers", ", ".join(buffers)),
+    ]
+    return [(label, text) for label, text in lines if text]
+
+
 def _flat(value: Any, label: str) -> list[tuple[str, str]]:
+    if label == "memory" and isinstance(value, dict):
+        return _memory_lines(value)
     if isinstance(value, dict):
         return [line for key in value for line in _flat(value[key], f"{label} {_label(str(key))}".strip())]
     if isinstance(value, list):
         value = ", ".join(str(item) for item in value)
-    if isinstance(value, int) and (label.endswith(("RAM", " bytes")) or label.startswith("memory ")):
+    if isinstance(value, int) and label.endswith(("RAM", " bytes")):
         label, value = label.removesuffix(" bytes"), size(value)
     if isinstance(value, float):
         value = f"{value:.6g}"

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from hub import blobs
 from hub.catalog.models import Measurement, Model, Quant, QuantFile, TensorErrors
+from hub.files import without_paths
 from hub.jobs.actions.steps import move
 from hub.jobs.models import Job, State
 
@@ -52,6 +53,7 @@ class Artifact:
     format: str = "gguf"
     figures: tuple[Measured, ...] = field(default=())
     errors: MeasuredErrors | None = None
+    not_measured: tuple[str, ...] = ()
 
 
 def publish(job: Job, artifact: Artifact) -> Quant:
@@ -91,6 +93,7 @@ def _record(job: Job, artifact: Artifact) -> Quant:
         recipe_fingerprint=job.recipe_fingerprint,
         made_by=job.request.user,
         made_with=artifact.made_with,
+        not_measured=[without_paths(sentence) for sentence in artifact.not_measured],
         seconds=artifact.seconds,
     )
 

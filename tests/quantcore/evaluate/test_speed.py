@@ -60,14 +60,15 @@ def test_a_depth_beyond_the_context_is_lowered_to_what_it_has_and_said(demo, cap
     told = capsys.readouterr()
     assert "tg4 @ d448" in told.out
     assert "4096" not in told.out
-    assert "context of 512 tokens has no room for 64 behind 4096; measured behind 448 instead" in told.err
+    room = "the model's context of 512 tokens has no room for 64 more; measured at 448 instead"
+    assert told.err == f"note: depth 4096: {room}\n"
 
 
 def test_where_no_depth_fits_the_tests_are_run_behind_nothing(demo):
     speed = bench(demo, pp=512, tg=1, depths=(0, 4096), runs=1, threads=1)
 
     assert [(result.test, result.depth) for result in speed.results] == [("pp512", 0), ("tg1", 0)]
-    assert [missed.why.split("; ")[1] for missed in speed.not_measured] == ["measured behind 0 instead"]
+    assert [missed.why.split("; ")[1] for missed in speed.not_measured] == ["measured at 0 instead"]
 
 
 def test_memory_is_what_arithmetic_says(demo):
