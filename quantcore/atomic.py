@@ -59,8 +59,9 @@ class AtomicFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.hidden = hidden_name(path)
+        # A folder can take the name of an empty one, and not that of a link to it.
+        self.path = path.resolve() if path.is_symlink() else path
+        self.hidden = hidden_name(self.path)
 
     def __enter__(self) -> Self:
         self.require_free()
@@ -73,6 +74,8 @@ class AtomicFolder:
         _existing_parent(self.path)
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise InputError(f"{self.path}: exists already; give the name of a folder that does not")
+        if self.path.is_mount():
+            raise InputError(f"{self.path}: is where a disk is mounted; give the name of a folder in it")
 
     def commit(self) -> None:
         """Make the folder appear under its name."""

@@ -30,9 +30,6 @@ from quantcore.states import MEMORY, States
 from quantcore.statistics.collector import Collector, Heard
 from quantcore.statistics.tally import Collect, Shared
 
-# Pieces of text that each thread takes through a layer before what was heard of them is added up.
-TURNS = 2
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -216,10 +213,9 @@ class _Walker:
         return collector.finish(pool)
 
     def _turns(self) -> Iterator[list[slice]]:
-        """Yield the text in turns, each of which leaves its inputs in memory until they were added up."""
-        size = TURNS * self._threads
-        for first in range(0, len(self._places), size):
-            yield self._places[first : first + size]
+        """Yield a piece of text for each thread: their inputs stay in memory until they were added up."""
+        for first in range(0, len(self._places), self._threads):
+            yield self._places[first : first + self._threads]
 
     @staticmethod
     def _hear(states: States, layer: Layer, wanted: _Wanted, chunks: slice) -> list[Heard]:

@@ -13,21 +13,22 @@ from quantcore.checkpoint import Checkpoint
 from quantcore.convert import open_huggingface
 from quantcore.errors import Cancelled, InputError, NotEnoughSpace, UnreadableFile
 from quantcore.evaluate.forward import MATRICES, watch
+from quantcore.formats import to_float
 from quantcore.models import open_model
 from quantcore.states import States
 from quantcore.statistics.tally import Collect
 from quantcore.tensors import Tensor
 from quantcore.walk import Stage, walk
-from tests.quantcore.convert.families import config_of, weights_of, write_model
+from tests.quantcore.convert.families import FAMILIES, config_of, weights_of, write_model
 from tests.quantcore.evaluate import reference
 from tests.quantcore.models import small_llama
 
 TOKENS = np.random.default_rng(3).integers(0, 259, size=(3, 24)).astype(np.int32)
 ALL = Collect(importance=True, hessians=True, activations=True, samples=5)
-FAMILIES = ["llama", "olmo2", "granite", "mixtral", "qwen2moe"]
+KINDS = ["llama", "olmo2", "granite", "mixtral", "qwen2moe"]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=KINDS)
 def family(request):
     return request.param
 
@@ -64,11 +65,13 @@ def same(ours, theirs):
 
 def rounded(source, only=""):
     """Return the model with its matrices rounded to halves."""
-    tensors = [
-        Tensor(t.info, lambda a, b, t=t: round_half(t.read_rows(a, b))) if is_matrix(t.name, only) else t
-        for t in source.tensors
-    ]
-    return replace(source, tensors=tuple(tensors))
+    changed = tuple(halves(t) if is_matrix(t.name, only) else t for t in source.tensors)
+    return replace(source, tensors=changed)
+
+
+def halves(tensor):
+    info = replace(tensor.info, type="F32", nbytes=4 * tensor.info.n_elements)
+    return Tensor(info, lambda a, b: round_half(to_float(tensor.info, tensor.read_rows(a, b))))
 
 
 def is_matrix(name, only=""):
@@ -131,8 +134,14 @@ def test_later_layers_see_what_comes_out_of_replaced_ones(source):
     assert not same(of(before, 1), of(after, 1))
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_in_true_sequence_every_input_is_that_of_the_replaced_model(source):
+    """Of all matrices: none is left out in any family."""
     found = collected(source, change=round_all, replaces=True, true_sequential=True)
+
+    named = {t.name for t in source.tensors if len(t.info.shape) > 1}
+    matrices = {name for name in named if name.startswith("blk.") and name.endswith(".weight")}
+    assert found.keys() == matrices
 
     assert same(found, collected(rounded(source)))
     assert not same(found, collected(source, change=round_all, replaces=True))

@@ -232,8 +232,11 @@ def test_a_folder_that_exists_is_refused_before_the_work_unless_it_is_empty(llam
     with pytest.raises(InputError, match=r"config\.json: exists already"):
         made(llama, tmp_path / "model" / "config.json", report=never)
 
-    assert made(llama, tmp_path / "empty").layers
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert made(llama, tmp_path / "link").layers
     assert (tmp_path / "empty" / INDEX).exists()
+    with pytest.raises(InputError, match="/proc: "):
+        made(llama, Path("/proc"), report=never)
 
 
 def test_a_stopped_run_leaves_nothing(llama, tmp_path):
