@@ -27,9 +27,10 @@ from quantcore.sources.jsonfiles import read_object
 from quantcore.sources.mxfp4 import METHOD, PACKED, pack
 from quantcore.sources.pieces import Stored, outputs
 from quantcore.sources.safetensors import STORAGE, StoredTensor, open_directory
+from quantcore.sources.shifted import plus_one
 from quantcore.sources.stacked import stack
 from quantcore.tensors import RowReader, Tensor, TensorInfo
-from quantcore.vocabulary import tokenizer_metadata
+from quantcore.vocabulary import tokenizer_metadata, without_space_prefix
 from quantcore.writerkeys import captured
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,6})\.(.+)")
@@ -78,6 +79,8 @@ def _load_config(directory: Path) -> dict[str, Any]:
         by_class(classes[0])  # an unknown class is a better answer than a field that other families lack
     except UnknownArchitecture as exc:
         raise UnknownArchitecture(f"{path}: architectures: {exc}") from exc
+    if isinstance(config.get("text_config"), dict):  # of a model that does more than read and write
+        config |= config["text_config"] | {"architectures": classes}
     quantization = config.get("quantization_config")
     known = by_class(classes[0]).packings
     if quantization and not (isinstance(quantization, dict) and quantization.get("quant_method") in known):
@@ -85,9 +88,10 @@ def _load_config(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: the weights are already quantized ({method}); start from the original model"
         )
+    filled = by_class(classes[0]).filled(config)
     stated = [field for field in (*OPTIONAL_COUNTS, *EXPERT_COUNTS) if config.get(field) is not None]
     for field in (*COUNTS, *stated):
-        value = config.get(field)
+        value = filled.get(field)
         least = 0 if field in EXPERT_COUNTS else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UnreadableFile(f"{path}: {field} must be a positive number, not {reprlib.repr(value)}")
@@ -127,7 +131,10 @@ def _named(
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
     named: dict[str, Stored] = {}
-    for hf_name, tensor in _whole(architecture, stored, n_experts(config)).items():
+    for stored_name, tensor in _whole(architecture, stored, n_experts(config)).items():
+        hf_name = stored_name.replace("language_model.", "")
+        if any(part in hf_name for part in architecture.beside):
+            continue
         if hf_name.endswith(BUFFERS) or (hf_name == "lm_head.weight" and config.get("tie_word_embeddings")):
             continue
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
@@ -230,6 +237,8 @@ def _check_shapes(
 
 def _tensor(architecture: Architecture, config: Config, name: str, stored: Stored) -> Tensor:
     info = TensorInfo(name, stored.shape, stored.dtype, stored.nbytes)
+    if architecture.shifted_norms and name.endswith("_norm.weight"):
+        return plus_one(info, stored.read_rows)
     order = architecture.row_order(name, config)
     if order is None:
         return Tensor(info, stored.read_rows)
@@ -268,13 +277,14 @@ def _metadata(
     directory: Path, architecture: Architecture, config: Config, tensors: tuple[Tensor, ...]
 ) -> dict[str, Value]:
     stored = next((t.info.type for t in tensors if len(t.info.shape) > 1), "F16")
+    tokenizer = tokenizer_metadata(directory, config["vocab_size"])
     metadata = {
         "general.architecture": string(architecture.name),
         "general.type": string("model"),
         **_general(directory, tensors, n_experts(config)),
         **architecture.hparams(config, FILE_TYPES[stored]),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
-        **tokenizer_metadata(directory, config["vocab_size"]),
+        **(tokenizer if architecture.space_prefix else without_space_prefix(tokenizer)),
     }
     for key, value in metadata.items():
         try:

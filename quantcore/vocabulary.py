@@ -76,6 +76,17 @@ def tokenizer_metadata(directory: Path, vocab_size: int | None) -> dict[str, Val
         raise UnreadableFile(f"{directory}: malformed tokenizer files: {type(exc).__name__}: {exc}") from exc
 
 
+def without_space_prefix(metadata: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the metadata of a tokenizer; if it is SentencePiece's, text has no space put before it.
+
+    They say so last, as llama.cpp's converter has them.
+    """
+    if metadata["tokenizer.ggml.model"].value != "llama":
+        return dict(metadata)
+    key = "tokenizer.ggml.add_space_prefix"
+    return {other: value for other, value in metadata.items() if other != key} | {key: boolean(False)}
+
+
 def _bpe(path: Path, tokenizer: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `model` of a parsed tokenizer.json, having refused what is no byte-pair encoding."""
     model = tokenizer.get("model")

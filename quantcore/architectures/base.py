@@ -59,12 +59,15 @@ class Architecture:
     `post_attention_norm` and `post_ffw_norm` behind them, `attn_q_norm` and `attn_k_norm` on heads.
 
     `name` is GGUF's `general.architecture`. `hf_classes` maps each Hugging Face class to the values that its
-    configuration takes when config.json does not say. `rope` tells which elements of a head rotate together:
-    neighbours ("normal") or the two halves ("neox"). `block` lists the tensors every layer must have, after
-    `blk.N.`; `optional` those it may have. `interleaved` names projections whose rows Hugging Face keeps in
-    halves and GGUF in neighbours. `states_head_size` says whether the configuration always has a head size,
-    which llama.cpp's converter then writes. `extra_hparams` adds to the common metadata. `windows` tells
-    which layers have a sliding window, None that none has, and `rotates` whether a layer's heads are rotated.
+    configuration takes when config.json does not say; a null says nothing, except for the fields in `nulls`.
+    `beside` are names of parts beside the text decoder, which are left out. `rope` tells which elements of a
+    head rotate together: neighbours ("normal") or the two halves ("neox"). `block` lists the tensors every
+    layer must have, after `blk.N.`; `optional` those it may have. `interleaved` names projections whose rows
+    Hugging Face keeps in halves and GGUF in neighbours. `states_head_size` says whether the configuration
+    always has a head size, which llama.cpp's converter then writes. `common` makes the metadata that stand
+    before the file type, `extra_hparams` those after it. `shifted_norms` says that Hugging Face's weights of
+    norms lack 1, `space_prefix` that a tokenizer may put a space before all text. `windows` tells which
+    layers have a sliding window, None that none has, and `rotates` whether a layer's heads are rotated.
     `scales` finds factors and caps in the metadata and sizes of a model; `gate` is the function on the gate
     of the feed-forward part; `wide_norms` norm queries and keys as a whole, not head by head.
 
@@ -86,7 +89,12 @@ class Architecture:
     optional: tuple[str, ...] = ()
     interleaved: tuple[str, ...] = ()
     states_head_size: bool = True
+    nulls: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    common: Callable[[Config, str], dict[str, Value]] = field(default=common_hparams)
     extra_hparams: Callable[[Config, str], dict[str, Value]] = field(default=no_hparams)
+    shifted_norms: bool = False
+    space_prefix: bool = True
     windows: Windows | None = None
     rotates: Callable[[int], bool] = field(default=every_layer)
     scales: Callable[[Number, Shape], Scales] = field(default=unscaled)
@@ -116,13 +124,17 @@ class Architecture:
         `general.file_type` stands among them because llama.cpp's converter has it there: files then differ in
         nothing.
         """
-        common = common_hparams(config, self.name) | {"general.file_type": u32(file_type)}
+        common = self.common(config, self.name) | {"general.file_type": u32(file_type)}
         return common | self.extra_hparams(config, self.name)
 
-    def complete(self, config: Config) -> Config:
+    def filled(self, config: Config) -> dict[str, Any]:
         """Return `config` with the values that its class takes where config.json is silent."""
         full = dict(self.hf_classes.get(config["architectures"][0], {}))
-        full |= {key: value for key, value in config.items() if value is not None}
+        return full | {key: value for key, value in config.items() if value is not None or key in self.nulls}
+
+    def complete(self, config: Config) -> Config:
+        """Return `config` with the values of its class, and those that follow from others."""
+        full = self.filled(config)
         full.setdefault("num_key_value_heads", full["num_attention_heads"])
         if self.states_head_size:
             full.setdefault("head_dim", head_size(full))

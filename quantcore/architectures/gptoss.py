@@ -40,7 +40,7 @@ PIECES = {
 def sizes(config: Config, name: str) -> dict[str, Value]:
     """Return window and length of experts; raises `UnknownArchitecture` for what GGUF cannot say."""
     layers, window = config["num_hidden_layers"], config.get("sliding_window")
-    kinds = ["sliding_attention" if WINDOWS.hides(n) else "full_attention" for n in range(layers)]
+    kinds = WINDOWS.layer_types(layers)
     if list(config.get("layer_types") or kinds) != kinds:
         raise UnknownArchitecture("layer_types are not with a window and without by turns")
     if not window:

@@ -38,6 +38,8 @@ def common_hparams(config: Config, name: str) -> dict[str, Value]:
     rope = rope_parameters(config)
     values |= _rope_scaling(rope)
     values["rope.freq_base"] = f32(rope["rope_theta"])
+    if local_rope_base(config) is not None:
+        values["rope.freq_base_swa"] = f32(local_rope_base(config))
     if config.get("rms_norm_eps") is not None:
         values["attention.layer_norm_rms_epsilon"] = f32(config["rms_norm_eps"])
     values |= _experts(config)
@@ -63,15 +65,27 @@ def _experts(config: Config) -> dict[str, Value]:
 
 def rope_parameters(config: Config) -> dict[str, Any]:
     """Return rope settings in one form: newer configurations have `rope_parameters`, older ones
-    `rope_theta` and `rope_scaling`, whose kind was once called `type`.
+    `rope_theta` and `rope_scaling`, whose kind was once called `type`. Where layers with a window have their
+    own, these are the settings of the others.
     """
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = dict(stated.get("full_attention") or {} if _by_layer(stated) else stated)
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     if rope.get("original_max_position_embeddings") is None:
         original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         rope["original_max_position_embeddings"] = original
     return rope
+
+
+def _by_layer(stated: Mapping[str, Any]) -> bool:
+    return "full_attention" in stated or "sliding_attention" in stated
+
+
+def local_rope_base(config: Config) -> Any:
+    """Return the rope base that layers with a sliding window have for themselves, None if they have none."""
+    stated = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    return stated.get("rope_theta", config.get("rope_local_base_freq"))
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Value]:

@@ -1,7 +1,9 @@
 """Llama, Mistral and Mixtral, which GGUF calls by one name.
 
 llama.cpp rotates neighbouring elements of a head for this name, so the rows of q and k are reordered on the
-way in. Mistral's sliding window is not applied by llama.cpp, and therefore not here either.
+way in. Mistral's first models have a sliding window in config.json, of 4096 tokens in every layer. The
+converter of llama.cpp does not write it, and under this name the engine heeds none even where a file states
+it; so neither is done here, and beyond the window such models see more than they do in Transformers.
 """
 
 from __future__ import annotations

@@ -22,3 +22,7 @@ class Windows:
     def hides(self, layer: int) -> bool:
         """Return whether a layer has a window."""
         return (layer + 1) % self.every != 0
+
+    def layer_types(self, layers: int) -> list[str]:
+        """Return what Hugging Face calls the attention of each of so many layers."""
+        return ["sliding_attention" if self.hides(layer) else "full_attention" for layer in range(layers)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.quantcore.convert import gptoss
+from tests.quantcore.convert import gemma, gptoss
 
 SMALL = {
     "vocab_size": 260,
@@ -32,7 +32,12 @@ LLAMA3_ROPE = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"architectures": ["LlamaForCausalLM"], "rope_parameters": LLAMA3_ROPE},
-    "mistral": {"architectures": ["MistralForCausalLM"], "rope_theta": 100.0, "head_dim": 16},
+    "mistral": {
+        "architectures": ["MistralForCausalLM"],
+        "rope_theta": 100.0,
+        "head_dim": 16,
+        "sliding_window": 5,  # which llama.cpp has no place for
+    },
     "linear": {
         "architectures": ["LlamaForCausalLM"],
         "rope_theta": 100.0,
@@ -82,6 +87,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {"architectures": ["Olmo2ForCausalLM"], "rope_theta": 100.0},
     "gpt-oss": gptoss.GPT_OSS | gptoss.MXFP4,
     "gpt-oss, plain": gptoss.GPT_OSS,
+    "gemma2": gemma.GEMMA2,
+    "gemma3": gemma.GEMMA3,
 }
 
 
@@ -125,8 +132,15 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
             shapes |= {f"{block}self_attn.{p}_norm.weight": (n,) for p, n in (("q", q), ("k", kv))}
         if kind == "GptOssForCausalLM":
             shapes |= gptoss.attention_shapes(config, block)
-    if kind == "GptOssForCausalLM":
-        return {name: gptoss.draw(random, name, shape) for name, shape in shapes.items()}
+        if kind.startswith("Gemma"):
+            shapes |= gemma.shapes_of(config, block)
+    draws = {
+        "GptOssForCausalLM": gptoss.draw,
+        "Gemma2ForCausalLM": gemma.draw,
+        "Gemma3ForCausalLM": gemma.draw,
+    }
+    if kind in draws:
+        return {name: draws[kind](random, name, shape) for name, shape in shapes.items()}
     return {
         name: (random.standard_normal(shape) * 0.3 + ("norm" in name)).astype(np.float32)
         for name, shape in shapes.items()
@@ -210,6 +224,19 @@ def write_model(directory: Path, family: str, dtype: str = "F32") -> dict[str, n
     (directory / "model.safetensors").write_bytes(safetensors_bytes(weights, dtype))
     if config["architectures"] == ["GptOssForCausalLM"]:
         gptoss.write_tokenizer(directory, byte_tokenizer())
+    elif config["architectures"][0].startswith("Gemma"):
+        gemma.write_tokenizer(directory)
     else:
         write_tokenizer(directory)
     return weights
+
+
+def write_seeing(directory: Path, dtype: str = "BF16", decoder: str = "language_model.model.") -> None:
+    """Write a Gemma 3 that sees; weights of its text decoder have names that begin with `decoder`."""
+    weights = write_model(directory, "gemma3", dtype)
+    named = {name.replace("model.", decoder, 1): array for name, array in weights.items()}
+    outer = decoder.removesuffix("model.").removesuffix("language_model.")
+    named[f"{outer}vision_tower.vision_model.post_layernorm.weight"] = np.ones(4, dtype=np.float32)
+    named[f"{outer}multi_modal_projector.mm_soft_emb_norm.weight"] = np.ones(4, dtype=np.float32)
+    (directory / "model.safetensors").write_bytes(safetensors_bytes(named, dtype))
+    (directory / "config.json").write_text(json.dumps(gemma.seeing(config_of("gemma3"))))

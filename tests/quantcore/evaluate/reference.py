@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from tests.quantcore.evaluate import reference_gptoss
+from tests.quantcore.evaluate import reference_gemma, reference_gptoss
 
 GGUF = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
 GGUF |= {f"{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
@@ -93,6 +93,7 @@ def mixture(config, w, block, x, seen):
 def logits(config, weights, tokens, seen=None):
     """Return float64 `(len(tokens), vocab)`; `seen` gets inputs by a matrix's name in GGUF and its number."""
     own = {"GptOssForCausalLM": reference_gptoss.logits}
+    own |= dict.fromkeys(("Gemma2ForCausalLM", "Gemma3ForCausalLM"), reference_gemma.logits)
     return own.get(config["architectures"][0], common_logits)(config, weights, tokens, seen)
 
 

@@ -96,6 +96,8 @@ def test_the_order_of_rows_of_q_matters(tmp_path):
         ("olmo2", "attn_q_norm.weight"),
         ("olmo2", "post_attention_norm.weight"),
         ("olmo2", "post_ffw_norm.weight"),
+        ("gemma2", "ffn_norm.weight"),
+        ("gemma3", "attn_k_norm.weight"),
     ],
 )
 def test_biases_norms_and_rope_factors_matter(source, name):
