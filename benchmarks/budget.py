@@ -78,9 +78,9 @@ class Bench:
         return {
             "file_bytes": path.stat().st_size,
             "bpw": plan.bpw,
-            "kld": found.mean,
-            "kld_stderr": found.stderr,
-            "p99": found.p99,
+            "kld": found.kld.mean,
+            "kld_stderr": found.kld.stderr,
+            "p99": found.kld.p99,
             "same_top": found.same_top,
             "ppl": ppl.ppl,
             "types": dict(types.most_common()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
 from quantcore.evaluate.divergence import Divergence, divergence, open_base, save_base
 from quantcore.evaluate.perplexity import Perplexity, perplexity
+from quantcore.evaluate.spread import PERCENTILES
 from quantcore.models import open_model
 from quantcore.sources.base import Source
 
@@ -71,12 +73,19 @@ def _document(found: Perplexity) -> dict[str, Any]:
 
 
 def _far_document(far: Divergence) -> dict[str, Any]:
-    kld = {field: getattr(far, field) for field in ("mean", "stderr", "median", "p99", "p999", "max")}
     compared = far.comparison
     return {
-        "kld": kld,
+        "kld": asdict(far.kld),
         "same_top": far.same_top,
+        "same_top_stderr": far.same_top_stderr,
         "rms_dp": far.rms_dp,
+        "rms_dp_stderr": far.rms_dp_stderr,
+        "delta_p": asdict(far.delta_p),
+        "ppl_base": far.base_ppl,
+        "ppl_base_stderr": far.base_ppl_stderr,
+        "ppl_correlation": compared.correlation,
+        "ppl_log_ratio": compared.log_ratio,
+        "ppl_log_ratio_stderr": compared.log_ratio_stderr,
         "ppl_ratio": compared.ratio,
         "ppl_ratio_stderr": compared.ratio_stderr,
         "ppl_difference": compared.difference,
@@ -92,9 +101,24 @@ def _print(found: Perplexity, far: Divergence | None) -> None:
     )
     print(f"bits per byte {found.bits_per_byte:.4f} +/- {found.bits_per_byte_stderr:.4f}")
     if far is not None:
-        compared = far.comparison
-        print(f"beside its base {compared.difference:+.4f} +/- {compared.difference_stderr:.4f}")
-        print(
-            f"KL divergence {far.mean:.6f} +/- {far.stderr:.6f}, median {far.median:.6f}, 99% {far.p99:.4f}"
-        )
-        print(f"same likeliest token {far.same_top:.2%}, RMS change of probability {far.rms_dp:.2%}")
+        _print_far(far)
+
+
+def _print_far(far: Divergence) -> None:
+    compared = far.comparison
+    print(f"of its base {far.base_ppl:.4f} +/- {far.base_ppl_stderr:.4f}, on the chunks compared")
+    print(
+        f"beside its base {compared.difference:+.4f} +/- {compared.difference_stderr:.4f}, "
+        f"ratio {compared.ratio:.6f} +/- {compared.ratio_stderr:.6f}, "
+        f"its log {compared.log_ratio:+.6f} +/- {compared.log_ratio_stderr:.6f}, "
+        f"correlation {compared.correlation:.2%}"
+    )
+    print(f"KL divergence {far.kld.mean:.6f} +/- {far.kld.stderr:.6f}")
+    print(f"same likeliest token {far.same_top:.3%} +/- {far.same_top_stderr:.3%}")
+    print(f"change of probability {far.delta_p.mean:+.3%} +/- {far.delta_p.stderr:.3%}")
+    print(f"RMS change of probability {far.rms_dp:.3%} +/- {far.rms_dp_stderr:.3%}")
+    print("          KL divergence  change of probability")
+    kld, delta_p = asdict(far.kld), asdict(far.delta_p)
+    for name, percent in reversed(PERCENTILES.items()):
+        label = f"{percent:g} %" if name.startswith("p") else name
+        print(f"{label:>8}  {kld[name]:>13.6f}  {delta_p[name]:>+21.3%}")

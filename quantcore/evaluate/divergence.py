@@ -26,14 +26,13 @@ from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import (
     Chunks,
     Comparison,
-    Doubles,
     Perplexity,
     compare,
     cut,
-    standard_error,
     summarize,
     token_nll,
 )
+from quantcore.evaluate.spread import Doubles, Spread, spread, standard_error
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
 
@@ -121,22 +120,21 @@ def encode_log_probs(logits: Floats) -> Codes:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How a model's predictions differ from its base's on the same tokens.
+    """How a model's predictions differ from its base's on the same tokens, of `chunks` that were compared.
 
-    Statistics of the divergence are in nats per token; `same_top`, the share of positions with the same
-    likeliest token, and `rms_dp`, the root mean square change of a token's probability, are from 0 to 1.
-    `chunks` were compared.
+    `kld` is the divergence of each position in nats; `delta_p` how much more probability the model gives the
+    token that came, from -1 to 1, and `rms_dp` its root mean square; `same_top` the share of positions with
+    the same likeliest token. `base_ppl` is the base's perplexity as its file has it.
     """
 
-    mean: float
-    stderr: float
-    median: float
-    p99: float
-    p999: float
-    max: float
+    kld: Spread
+    delta_p: Spread
+    rms_dp: float
+    rms_dp_stderr: float
     same_top: float
     same_top_stderr: float
-    rms_dp: float
+    base_ppl: float
+    base_ppl_stderr: float
     comparison: Comparison
     chunks: int
 
@@ -291,17 +289,19 @@ def _summary(scores: list[_Compared]) -> Divergence:
     kld = np.concatenate([chunk.kld for chunk in scores])
     base_nll = np.concatenate([chunk.base_nll for chunk in scores])
     same = float(np.concatenate([chunk.same_top for chunk in scores]).mean())
-    median, p99, p999 = (float(q) for q in np.percentile(kld, (50, 99, 99.9)))
+    delta_p = np.exp(-nll) - np.exp(-base_nll)
+    rms = math.sqrt(float(np.mean(delta_p**2)))
+    base_ppl = math.exp(base_nll.mean())
     return Divergence(
-        mean=float(kld.mean()),
-        stderr=standard_error(kld),
-        median=median,
-        p99=p99,
-        p999=p999,
-        max=float(kld.max()),
+        kld=spread(kld),
+        delta_p=spread(delta_p),
+        rms_dp=rms,
+        # Of a root: that of what is under it, over twice the root.
+        rms_dp_stderr=standard_error(delta_p**2) / (2 * rms) if rms else 0.0,
         same_top=same,
         same_top_stderr=math.sqrt(same * (1 - same) / (len(kld) - 1)),
-        rms_dp=float(np.sqrt(np.mean((np.exp(-nll) - np.exp(-base_nll)) ** 2))),
+        base_ppl=base_ppl,
+        base_ppl_stderr=base_ppl * standard_error(base_nll),
         comparison=compare(base_nll, nll),
         chunks=len(scores),
     )

@@ -7,18 +7,16 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from quantcore.errors import InputError, ShortText
 from quantcore.evaluate.forward import Tokens, map_logits
 from quantcore.evaluate.ops import Floats
+from quantcore.evaluate.spread import Doubles, standard_error
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
 
 LARGEST_LOSS = 300.0  # e**300 is the perplexity of no model; e**710 is beyond float64
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -187,11 +185,6 @@ def bits_per_byte(nll: Doubles, nbytes: Tokens) -> tuple[float, float]:
     in_bits = nll / math.log(2)
     bits = float(in_bits.sum()) / total
     return bits, standard_error(in_bits - bits * nbytes) * len(nbytes) / total
-
-
-def standard_error(values: Doubles) -> float:
-    """Return the standard error of the mean."""
-    return math.sqrt(max(0.0, values.var()) / (len(values) - 1)) if len(values) > 1 else 0.0
 
 
 def compare(base_nll: Doubles, nll: Doubles) -> Comparison:

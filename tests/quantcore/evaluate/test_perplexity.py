@@ -114,7 +114,7 @@ def test_a_model_does_not_diverge_from_itself(tiny, tmp_path):
     found, far = divergence(tiny, TEXT, tmp_path / "base")
 
     assert found.ppl == pytest.approx(saved.ppl, rel=1e-6)
-    assert far.mean == pytest.approx(0, abs=1e-5)
+    assert far.kld.mean == pytest.approx(0, abs=1e-5)
     assert far.same_top == 1.0
     assert far.rms_dp < 1e-4
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["base"]
@@ -128,8 +128,8 @@ def test_a_changed_model_diverges_by_the_definition(tiny, tmp_path):
 
     _, far = divergence(open_huggingface(tmp_path / "tiny"), TEXT, tmp_path / "base", n_chunks=8)
 
-    assert 0 < far.median < far.p99 <= far.p999 <= far.max
-    assert far.mean > 5 * far.stderr > 0
+    assert 0 < far.kld.median < far.kld.p99 <= far.kld.p999 <= far.kld.max
+    assert far.kld.mean > 5 * far.kld.stderr > 0
     assert far.same_top == 1.0
 
 
@@ -143,7 +143,7 @@ def test_a_base_of_the_beginning_compares_that_and_scores_all(tiny, tmp_path):
     assert (tmp_path / "base").stat().st_size == open_base(tmp_path / "base").offset(9)
     assert (found.chunks, far.chunks, alone.chunks) == (12, 9, 9)
     assert found.ppl == pytest.approx(whole.ppl, rel=1e-6)
-    assert far.mean == pytest.approx(alone.mean, abs=1e-9)
+    assert far.kld.mean == pytest.approx(alone.kld.mean, abs=1e-9)
 
 
 def test_a_base_of_another_text_is_refused(tiny, tmp_path):

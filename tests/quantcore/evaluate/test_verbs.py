@@ -46,8 +46,14 @@ def test_perplexity_prints_the_fields_of_the_contract(model, capfd):
     fields = {"ppl", "ppl_stderr", "n_ctx", "chunks", "tokens", "seconds", "tokens_per_second"}
     fields |= {"bits_per_byte", "bits_per_byte_stderr", "scored_bytes"}
     assert set(json.loads(saved)) == fields
-    assert set(json.loads(compared)) >= fields | {"kld", "same_top", "rms_dp"}
-    assert set(json.loads(compared)["kld"]) == {"mean", "stderr", "median", "p99", "p999", "max"}
+    found = json.loads(compared)
+    assert set(found) >= fields | {"kld", "same_top", "rms_dp"}
+    assert set(found["kld"]) >= {"mean", "stderr", "median", "p99", "p999", "max"}
+    percentiles = {"min", "p001", "p01", "p05", "p10", "median", "p90", "p95", "p99", "p999", "max"}
+    assert set(found["kld"]) >= percentiles
+    assert set(found["delta_p"]) >= percentiles | {"mean", "stderr", "p25", "p75"}
+    assert set(found) >= {"same_top_stderr", "rms_dp_stderr", "ppl_base", "ppl_base_stderr"}
+    assert set(found) >= {"ppl_correlation", "ppl_log_ratio", "ppl_log_ratio_stderr", "ppl_ratio"}
 
 
 def test_people_read_sentences(model, capfd):
