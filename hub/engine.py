@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ Tell = Callable[[dict[str, Any]], None]
 LONGEST_LIST = 16
 N_CTX, N_PROMPT, N_GENERATED = 512, 512, 128
 N_DEPTH = 4096  # tokens in the cache before the second measurement of speed
-PACKAGES = ("quanthub", "numpy", "gguf")
+PACKAGES = ("quanthub", "numpy", "gguf", "tokenizers")
 CALIBRATION = "calibration.txt"
 # Before the semicolon what is the same for all levels: it is then said once.
 NO_IMPORTANCE = "The level is noise without an importance matrix, which cannot be measured of this model here"
@@ -118,10 +119,11 @@ class Made:
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean with its deviation."""
+    """A mean with its deviation, and what else is known of the values it is of, such as percentiles."""
 
     value: float
     deviation: float | None
+    statistics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,14 @@ class Quality:
 
 @dataclass(frozen=True)
 class Closeness:
-    """How near a quant's predictions are to its source's: nats for each token, and percent of tokens."""
+    """How near a quant's predictions are to its source's.
+
+    Nats for each token, percent of tokens, and in percent the root mean square of what changed in the
+    probability of the token that came.
+    """
 
     divergence: Figure
+    delta_p: Figure
     same_top: Figure
     method: dict[str, Any]
 
@@ -410,13 +417,27 @@ def quality(source: Source, text: Path, base: Path, tell: Tell) -> tuple[Quality
             report=_reporter(tell),
         )  # fmt: skip
     whole = _quality(found, raw)
-    method = {
-        key: value for key, value in whole.method.items() if key not in {"scored_tokens", "scored_bytes"}
-    }
-    method |= {"chunks": far.chunks, "tokens": far.chunks * N_CTX}
-    method |= {"divergence_median": far.median, "divergence_p99": far.p99, "divergence_max": far.max}
-    same = Figure(100 * far.same_top, 100 * far.same_top_stderr)
-    return whole, Closeness(Figure(far.mean, far.stderr), same, method)
+    return whole, Closeness(
+        divergence=Figure(far.kld.mean, far.kld.stderr, _spread(far.kld)),
+        delta_p=Figure(100 * far.rms_dp, 100 * far.rms_dp_stderr, _spread(far.delta_p, 100)),
+        same_top=Figure(100 * far.same_top, 100 * far.same_top_stderr),
+        method={
+            **{key: value for key, value in whole.method.items() if not key.startswith("scored_")},
+            "chunks": far.chunks,
+            "tokens": far.chunks * N_CTX,
+            "scored_tokens": far.chunks * (len(found.nll) // found.chunks),
+            "base": "log probabilities in 16 bits, as llama-perplexity keeps them",
+        },
+    )
+
+
+def _spread(spread: Any, factor: float = 1.0) -> dict[str, float]:
+    """Return the statistics of a `Figure`, the largest first."""
+    named = dataclasses.asdict(spread)
+    names = [name for name in reversed(named) if name not in {"mean", "stderr"}]
+    # A mean that is not the figure's own is worth keeping.
+    names = ["mean", "stderr", *names] if factor != 1.0 else names
+    return {name: float(f"{factor * named[name]:.7g}") for name in names}
 
 
 def perplexity(source: Source, text: Path, tell: Tell) -> Quality:
@@ -444,6 +465,9 @@ def _quality(found: Any, text: bytes) -> Quality:
         "tokens": found.tokens,
         "scored_tokens": len(found.nll),
         "scored_bytes": found.scored_bytes,
+        "dataset_bytes": len(text),
+        "first_token": "the text's own" if found.bos is None else f"token {found.bos}",
+        "arithmetic": "float32, weights dequantized",
         "threads": settings.JOB_THREADS,
     }
     bits = Figure(found.bits_per_byte, found.bits_per_byte_stderr)
@@ -532,12 +556,15 @@ def speeds(path: Path, tell: Tell, *, deep: bool = True) -> Speeds:
         "backend": found.backend,
         "threads": found.threads,
         "memory": dataclasses.asdict(found.memory),
+        "prompt_tokens": N_PROMPT,
+        "generated_tokens": N_GENERATED,
+        "flags": dict(found.flags),
     }
     if found.others is not None:
         shared["cpu_used_by_others"] = round(found.others, 2)
     # It says all by itself, such as `xllamacpp 2026.10 (llama.cpp b4711)`.
     name, _, stated = found.engine_version.partition(" ")
-    engine = {**versions(), name: stated}
+    engine = {**measured_with(), name: stated}
 
     def speed(result: quantcore.SpeedTest) -> Speed:
         method = {"test": result.test, "depth": result.depth, "runs": result.runs, **shared}
@@ -563,6 +590,11 @@ def _missed(missed: quantcore.NotMeasured) -> str:
 def hardware() -> dict[str, Any]:
     """Describe the machine that measures."""
     return dataclasses.asdict(quantcore.hardware())
+
+
+def measured_with() -> dict[str, str]:
+    """Return what measures, down to the build of the engine's own source."""
+    return versions() | {"python": platform.python_version(), "build": quantcore.build()}
 
 
 def versions() -> dict[str, str]:

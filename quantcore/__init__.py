@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from quantcore.evaluate.tensorerrors import tensor_errors
     from quantcore.formats import formats as all_formats
     from quantcore.ggmltypes import is_quantized
+    from quantcore.identity import build
     from quantcore.imatrix import ImportanceMatrix, open_imatrix
     from quantcore.models import open_model
     from quantcore.pipeline import Result, quantize, verify
@@ -55,6 +56,7 @@ __all__ = [
     "all_recipes",
     "base_chunk_nbytes",
     "bench",
+    "build",
     "choose_backend",
     "compare",
     "divergence",
@@ -94,6 +96,7 @@ _HOMES = {
     "all_recipes": "recipes:recipes",
     "base_chunk_nbytes": "evaluate.divergence:base_chunk_nbytes",
     "bench": "evaluate.speed:bench",
+    "build": "identity:build",
     "choose_backend": "backends:choose",
     "compare": "evaluate.perplexity:compare",
     "divergence": "evaluate.divergence:divergence",

@@ -22,9 +22,11 @@ class MeasurementOut(Schema):
     value: float
     unit: str
     deviation: float | None
+    statistics: dict[str, Any]
     method: dict[str, Any]
     hardware: dict[str, Any]
     engine: dict[str, Any]
+    created: datetime
 
     @classmethod
     def of(cls, measurement: Measurement) -> MeasurementOut:

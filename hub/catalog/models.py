@@ -179,6 +179,7 @@ class Measurement(models.Model):
         BPB = "bits_per_byte", "Bits per byte"
         KLD = "kl_divergence", "KL divergence from the source"
         SAME_TOP = "same_top", "Same likeliest token as the source"
+        DELTA_P = "rms_delta_p", "RMS change of token probability"
         PP = "pp_tps", "Prompt speed"
         TG = "tg_tps", "Generation speed"
         PP_DEEP = "pp_deep_tps", "Prompt speed deep in the context"
@@ -195,6 +196,10 @@ class Measurement(models.Model):
     unit = models.CharField(max_length=16, blank=True)
     deviation = models.FloatField(
         null=True, blank=True, help_text="Standard error of a mean (quality), standard deviation (speed)."
+    )
+    statistics = models.JSONField(
+        default=dict,
+        help_text="What else is known of the values that the figure is of: percentiles, extremes.",
     )
     method = models.JSONField(default=dict)
     hardware = models.JSONField(default=dict)

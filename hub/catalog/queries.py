@@ -25,7 +25,7 @@ Metric = Measurement.Metric
 RUINED = 20.0  # percent of perplexity that a quant may add and still be recommended
 FAR = 10
 # What of a method is each figure's own where one run gave several.
-OF_ONE = frozenset({"baseline", "test", "depth"})
+OF_ONE = frozenset({"baseline", "baseline_commit", "test", "depth"})
 LEAST = 0.05  # increases in perplexity that are next to nothing set no scale
 
 
@@ -42,12 +42,14 @@ class Figures:
     bits_per_byte: Measurement | None = None
     prompt_deep: Measurement | None = None
     generation_deep: Measurement | None = None
+    delta_p: Measurement | None = None
 
     @property
     def known(self) -> list[Measurement]:
-        quality = (self.perplexity, self.bits_per_byte, self.increase, self.divergence, self.same_top)
+        quality = (self.perplexity, self.bits_per_byte, self.increase)
+        closeness = (self.divergence, self.same_top, self.delta_p)
         speeds = (self.prompt, self.generation, self.prompt_deep, self.generation_deep)
-        found = (*quality, *speeds)
+        found = (*quality, *closeness, *speeds)
         return [measurement for measurement in found if measurement]
 
     @property
@@ -216,6 +218,7 @@ def figures_of(measurements: Iterable[Measurement]) -> Figures:
         newest.get(Metric.BPB),
         newest.get(Metric.PP_DEEP),
         newest.get(Metric.TG_DEEP),
+        newest.get(Metric.DELTA_P),
     )
 
 

@@ -22,6 +22,7 @@ METRICS = {
     "ppl_increase": "Perplexity increase over the source",
     "kl_divergence": "KL divergence from the source",
     "same_top": "Same likeliest token",
+    "rms_delta_p": "RMS change of token probability",
     "pp_tps": "Prompt speed",
     "tg_tps": "Generation speed",
     "pp_deep_tps": "Prompt speed deep in the context",

@@ -87,7 +87,7 @@ def _quality(
         miss(f"Perplexity was not measured here: {exc}")
         return []
     _require_sane(quality)
-    of = {"baseline": str(job.revision.tensor_type)}
+    of = {"baseline": str(job.revision.tensor_type), "baseline_commit": job.revision.commit}
     rise = engine.increase(baseline.losses, quality.losses)
     found = [
         *_absolute(quality),
@@ -96,6 +96,7 @@ def _quality(
     if closeness is not None:
         found.append(_measured(Metric.KLD, closeness.divergence, "", closeness.method | of))
         found.append(_measured(Metric.SAME_TOP, closeness.same_top, "%", closeness.method | of))
+        found.append(_measured(Metric.DELTA_P, closeness.delta_p, "%", closeness.method | of))
     return found
 
 
@@ -128,7 +129,7 @@ def _errors(
         miss(f"Errors of tensors were not measured here: {why}")
         return None
     return actions.MeasuredErrors(
-        found.relative, found.columns, found.method, engine.hardware(), engine.versions()
+        found.relative, found.columns, found.method, engine.hardware(), engine.measured_with()
     )
 
 
@@ -234,5 +235,6 @@ def _measured(
         deviation=figure.deviation,
         method=method,
         hardware=engine.hardware(),
-        engine=engine.versions() if engine_versions is None else engine_versions,
+        engine=engine.measured_with() if engine_versions is None else engine_versions,
+        statistics=figure.statistics,
     )

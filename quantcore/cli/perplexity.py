@@ -67,7 +67,7 @@ def _measure(
 def _document(found: Perplexity) -> dict[str, Any]:
     fields = (
         *("ppl", "ppl_stderr", "bits_per_byte", "bits_per_byte_stderr", "n_ctx", "chunks", "tokens"),
-        *("scored_bytes", "seconds", "tokens_per_second"),
+        *("scored_bytes", "bos", "seconds", "tokens_per_second"),
     )
     return {field: getattr(found, field) for field in fields}
 

@@ -15,17 +15,19 @@ from quantcore.cores import usable_cores
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine: processor model, cores this process may use, memory in bytes, graphics cards."""
+    """A machine: processor model, cores this process may use, memory in bytes, graphics cards, system."""
 
     cpu: str
     cores: int
     ram: int
     gpus: tuple[str, ...]
+    os: str
 
 
 def hardware() -> Hardware:
     """Describe this machine."""
-    return Hardware(_cpu(), usable_cores(), _ram(), _gpus())
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return Hardware(_cpu(), usable_cores(), _ram(), _gpus(), system)
 
 
 def _cpu() -> str:

@@ -27,7 +27,8 @@ class Perplexity:
     has the negative log likelihood of each scored token, float64 `(scored,)`, in the order of the text.
 
     `bits_per_byte` is their sum in bits over the `scored_bytes`: the UTF-8 bytes of the text that the scored
-    tokens stand for. Unlike perplexity it compares models with different tokenizers.
+    tokens stand for. Unlike perplexity it compares models with different tokenizers. `bos` is the token that
+    opened each chunk, None where the text's own did.
     """
 
     ppl: float
@@ -40,15 +41,20 @@ class Perplexity:
     bits_per_byte: float
     bits_per_byte_stderr: float
     scored_bytes: int
+    bos: int | None
     nll: Doubles = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """A text in chunks: `tokens`, and how many bytes of the text each stands for; int32 `(chunks, n_ctx)`."""
+    """A text in chunks: `tokens`, and how many bytes of the text each stands for; int32 `(chunks, n_ctx)`.
+
+    `bos` is the token that replaced the first of each chunk, which has kept its count.
+    """
 
     tokens: Tokens
     nbytes: Tokens
+    bos: int | None
 
     @property
     def scored_bytes(self) -> Tokens:
@@ -105,7 +111,7 @@ def cut(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) -> C
     )
     if tokenizer.bos is not None:
         chunks[:, 0] = tokenizer.bos
-    return Chunks(chunks, counts)
+    return Chunks(chunks, counts, tokenizer.bos)
 
 
 def token_nll(logits: Floats, tokens: Tokens) -> Doubles:
@@ -168,6 +174,7 @@ def summarize(nll: Doubles, chunks: Chunks, seconds: float) -> Perplexity:
         bits_per_byte=bits,
         bits_per_byte_stderr=bits_stderr,
         scored_bytes=int(chunks.scored_bytes.sum()),
+        bos=chunks.bos,
         nll=nll,
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of a model in an engine, with all that a reader needs to judge it.
+    """The speed of a model in an engine, with all that a reader needs to judge it; `flags` are its settings.
 
     `others` is the share of the processors' time, 0 to 1, that other programs used meanwhile; None where
     nobody can tell.
@@ -60,6 +61,7 @@ class Speed:
     memory: Memory
     others: float | None = None
     not_measured: tuple[NotMeasured, ...] = ()
+    flags: Mapping[str, object] = field(default_factory=dict)
 
 
 def bench(
@@ -151,6 +153,7 @@ def _speed(engine: Engine, found: Found, share: float | None, missed: tuple[NotM
         memory=found.memory,
         others=share,
         not_measured=missed,
+        flags=found.flags,
     )
 
 

@@ -14,9 +14,9 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 METHOD = {"dataset": "Emma", "dataset_sha256": "e" * 64, "n_ctx": 512, "chunks": 60}
 
 
-def measure(metric, value, deviation, **subject):
+def measure(metric, value, deviation, **others):
     return Measurement.objects.create(
-        metric=metric, value=value, deviation=deviation, method=METHOD, hardware={"cpu": "Z80"}, **subject
+        metric=metric, value=value, deviation=deviation, method=METHOD, hardware={"cpu": "Z80"}, **others
     )
 
 
@@ -203,6 +203,24 @@ def test_an_older_revision_can_be_looked_at(client):
 def test_whoever_asks_for_the_icon_by_its_old_name_is_led_to_it(client):
     """The admin and the API's page link no icon, so browsers ask for this address."""
     assert client.get("/favicon.ico")["Location"] == "/static/img/favicon.svg"
+
+
+@pytest.mark.django_db
+def test_percentiles_stand_under_the_figure_that_they_are_of(client):
+    model = add_model(1)
+    statistics = {"max": 2.7081, "p999": 1.3237, "median": 0.0332, "p001": 5.1e-05}
+    shown = measure("kl_divergence", 0.0453, 0.0024, quant=Quant.objects.get(), statistics=statistics)
+    measure("bits_per_byte", 1.18374, 0.02251, quant=Quant.objects.get())
+
+    text = text_of(client.get(model.get_absolute_url()))
+
+    assert "KL divergence from the source: 0.0453 ± 0.0024 Largest 2.7081 99.9 % 1.3237" in text
+    assert "Median 0.0332 0.1 % 5.1e-05" in text
+    assert "53.34 ± 1.18 1.1837 ± 0.0225" in text
+    (quant,) = client.get(f"/api/v1/models/{model}").json()["quants"]
+    (found,) = (m for m in quant["measurements"] if m["metric"] == "kl_divergence")
+    assert found["statistics"] == statistics
+    assert found["created"][:19] == shown.created.isoformat()[:19]
 
 
 def add_quant(model, level, increase, deviation, file_bytes=5, speed=10.0):

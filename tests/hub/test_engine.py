@@ -144,8 +144,8 @@ def test_each_engine_that_measures_speed_is_named_once(monkeypatch, tmp_path):
     assert set(speeds.of) == {"pp", "tg"}
 
     assert speeds.of["tg"].figure.value == 3.0
-    assert speeds.of["tg"].engine == {**engine.versions(), "xllamacpp": "2026.10 (llama.cpp b4711)"}
-    assert set(engine.versions()) == {"quanthub", "numpy", "gguf"}
+    assert speeds.of["tg"].engine == {**engine.measured_with(), "xllamacpp": "2026.10 (llama.cpp b4711)"}
+    assert set(engine.versions()) == {"quanthub", "numpy", "gguf", "tokenizers"}
 
 
 def test_speeds_deep_in_the_context_stand_beside_the_others(monkeypatch, tmp_path):

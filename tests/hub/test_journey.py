@@ -17,14 +17,30 @@ from hub import blobs, engine
 from hub.catalog.models import Measurement, Quant
 from hub.jobs import actions, baselines, journey
 from hub.jobs.models import Job, Stage, State
+from quantcore.evaluate import speed as quantcore_speed
 
 Metric = Measurement.Metric
+CLOSENESS = (Metric.KLD, Metric.SAME_TOP, Metric.DELTA_P)
 
 
 @pytest.fixture
 def ready(alice, demo):
     """A job for the demo model that a worker has just taken."""
     return actions.claim(actions.submit(alice, demo, ["Q8_0"]).jobs.get().pk, "worker")
+
+
+def benched():
+    """What the engine tells of speed, as quantcore hands it on."""
+    results = tuple(
+        quantcore_speed.SpeedTest(test, 9.0, 1.0, 5, (), depth)
+        for test in ("pp512", "tg128")
+        for depth in (0, 4096)
+    )
+    memory = quantcore_speed.Memory(1, 2, 3)
+    flags = {"n_batch": 2048, "seed": 1}
+    return quantcore_speed.Speed(
+        "llama.cpp", "xllamacpp 1 (llama.cpp b4711)", "CPU", 2, results, memory, 0.0, flags=flags
+    )
 
 
 @pytest.fixture
@@ -81,7 +97,7 @@ def test_figures_come_with_how_they_were_measured(ready, no_speed, demo):
 
     figures = {figure.metric: figure for figure in quant.measurements.all()}
     source = demo.measurements.get(metric=Metric.PPL)
-    assert set(figures) == {Metric.PPL, Metric.BPB, Metric.PPL_INCREASE, Metric.KLD, Metric.SAME_TOP}
+    assert set(figures) == {Metric.PPL, Metric.BPB, Metric.PPL_INCREASE, *CLOSENESS}
     assert 0 < figures[Metric.KLD].value < 0.01
     assert 90 < figures[Metric.SAME_TOP].value < 100
     assert figures[Metric.KLD].deviation < figures[Metric.KLD].value
@@ -101,6 +117,49 @@ def test_figures_come_with_how_they_were_measured(ready, no_speed, demo):
     assert (bits.value, bits.unit) == (pytest.approx(expected), "bits/byte")
     assert 0 < bits.deviation < bits.value / 10
     assert demo.measurements.get(metric=Metric.BPB).value < bits.value
+
+
+def test_figures_of_closeness_come_with_their_percentiles(ready, no_speed):
+    figures = {figure.metric: figure for figure in make(ready).quant.measurements.all()}
+
+    kld, delta_p = figures[Metric.KLD].statistics, figures[Metric.DELTA_P].statistics
+    order = ["max", "p999", "p99", "p95", "p90", "p75", "median", "p25", "p10", "p05", "p01", "p001", "min"]
+    assert list(kld) == order
+    assert list(delta_p) == ["mean", "stderr", *order]
+    assert sorted(kld.values(), reverse=True) == list(kld.values())
+    assert kld["min"] < figures[Metric.KLD].value < kld["max"]
+    assert delta_p["min"] < delta_p["mean"] < delta_p["max"]
+    assert 0 < figures[Metric.DELTA_P].value < max(delta_p["max"], -delta_p["min"])
+    assert figures[Metric.DELTA_P].unit == "%"
+    assert figures[Metric.PPL].statistics == {}
+
+
+def test_every_figure_says_whole_how_it_was_got(ready, monkeypatch, demo):
+    """The text and its hash, tokens, context, chunks, build, flags, machine and date."""
+    monkeypatch.setattr(engine, "wait_for_kernels", lambda: None)
+    monkeypatch.setattr(engine.quantcore, "bench", lambda *_arguments, **_options: benched())
+
+    quant = make(ready).quant
+
+    by_metric = {figure.metric: figure for figure in quant.measurements.all()}
+    assert set(by_metric) == {*Metric}
+    quality = {"protocol", "dataset", "dataset_sha256", "dataset_bytes", "n_ctx", "chunks", "chunks_wanted"}
+    quality |= {"tokens", "scored_tokens", "first_token", "arithmetic", "threads"}
+    wanted = {
+        Metric.PPL: quality | {"scored_bytes"},
+        Metric.BPB: quality | {"scored_bytes"},
+        Metric.PPL_INCREASE: quality | {"baseline", "baseline_commit"},
+        **dict.fromkeys(CLOSENESS, quality | {"base", "baseline", "baseline_commit"}),
+    }
+    speed = {"protocol", "test", "depth", "runs", "threads", "backend", "memory", "flags"}
+    for figure in (*quant.measurements.all(), quant.tensor_errors):
+        if isinstance(figure, Measurement):
+            assert wanted.get(figure.metric, speed) <= set(figure.method), figure.metric
+        assert {"cpu", "cores", "ram", "gpus", "os"} <= set(figure.hardware)
+        assert {"quanthub", "numpy", "tokenizers", "python", "build"} <= set(figure.engine)
+        assert figure.created
+    assert by_metric[Metric.KLD].method["scored_tokens"] == 510
+    assert by_metric[Metric.KLD].method["baseline_commit"] == demo.commit
 
 
 def test_what_cannot_be_measured_here_is_said_and_not_invented(ready, no_speed):

@@ -117,6 +117,7 @@ def moment(when: datetime | None, empty: str = "not yet", exact: bool = False) -
 
 
 # From levels that ruin a model to those that nobody can tell from it are five powers of ten.
+DIGITS: dict[str, int] = {Metric.PPL_INCREASE: 3, Metric.BPB: 4, Metric.SAME_TOP: 1, Metric.DELTA_P: 2}
 KLD_DIGITS = ((1, 3), (0.01, 4), (0.001, 5), (0, 6))
 
 
@@ -125,14 +126,10 @@ def digits_of(metric: str, value: float) -> int:
 
     They are the same down a column, but for KL divergence, which spans too many powers of ten.
     """
-    if metric == Metric.PPL_INCREASE:
-        return 3
+    if metric in DIGITS:
+        return DIGITS[metric]
     if metric == Metric.KLD:
         return next((digits for least, digits in KLD_DIGITS if value >= least), KLD_DIGITS[-1][1])
-    if metric == Metric.BPB:
-        return 4
-    if metric == Metric.SAME_TOP:
-        return 1
     if metric == Metric.PPL:
         return 2 if value >= 10 else 3
     return 0 if value >= 100 else 1
@@ -203,6 +200,22 @@ LABELS = {
     "tg": "generated tokens",
     "n_prompt": "prompt tokens",
     "n_gen": "generated tokens",
+    "n_batch": "batch",
+    "n_ubatch": "micro-batch",
+    "n_gpu_layers": "layers on cards",
+    "p999": "99.9 %",
+    "p99": "99 %",
+    "p95": "95 %",
+    "p90": "90 %",
+    "p75": "75 %",
+    "p25": "25 %",
+    "p10": "10 %",
+    "p05": "5 %",
+    "p01": "1 %",
+    "p001": "0.1 %",
+    "stderr": "standard error",
+    "max": "largest",
+    "min": "smallest",
 }
 
 

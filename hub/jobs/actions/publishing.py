@@ -27,6 +27,7 @@ class Measured:
     method: dict[str, Any]
     hardware: dict[str, Any]
     engine: dict[str, Any]
+    statistics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

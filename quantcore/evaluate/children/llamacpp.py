@@ -28,6 +28,7 @@ class Server:
             # what is generated, not how long it takes, and only speed is measured with such a context.
             params.rope_scaling_type = xllamacpp.llama_rope_scaling_type.LLAMA_ROPE_SCALING_TYPE_YARN
             params.rope_freq_scale = job["trained"] / job["n_ctx"]
+        self.flags = _flags(params)
         self.server = xllamacpp.Server(params)
 
     def complete(self, prompt: str | Tokens, count: int, *, cached: bool = False) -> dict[str, Any]:
@@ -65,8 +66,22 @@ class Server:
         return float(1000 * (timings["predicted_n"] - 1) / timings["predicted_ms"])
 
 
+def _flags(params: Any) -> dict[str, Any]:
+    """Return the settings that a speed depends on, by the names that llama-bench gives them."""
+    return {
+        "n_ctx": params.n_ctx,
+        "n_batch": params.n_batch,
+        "n_ubatch": params.n_ubatch,
+        "n_gpu_layers": "all that fit" if params.n_gpu_layers < 0 else params.n_gpu_layers,
+        "flash_attn": {-1: "auto", 0: "off", 1: "on"}.get(int(params.flash_attn_type), "unknown"),
+        "rope_stretched": params.rope_freq_scale not in {0.0, 1.0},
+    }
+
+
 def _bench(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    return {"samples": measure(Server(job), job, emit), **_engine()}
+    server = Server(job)
+    flags = {**server.flags, "seed": job["seed"]}
+    return {"samples": measure(server, job, emit), "flags": flags, **_engine()}
 
 
 def _generate(job: dict[str, Any], _emit: Emit) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def _bench(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "samples": measure(model, job, emit),
         "memory": model.memory(),
         "backend": model.backend(),
+        "flags": {"attention": str(model.model.config._attn_implementation), "seed": job["seed"]},  # noqa: SLF001 no other name
         "engine_version": f"transformers {transformers.__version__} (torch {torch.__version__})",
     }
 

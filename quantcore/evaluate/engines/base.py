@@ -7,7 +7,7 @@ of this folder. An engine runs in a process of its own, so that nothing of it is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,13 +50,14 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Found:
-    """What an engine measured, and how: its version, what it ran on, its memory."""
+    """What an engine measured, and how: its version, what it ran on, its memory, the settings that matter."""
 
     engine_version: str
     backend: str
     threads: int
     sampled: tuple[Sampled, ...]
     memory: Memory
+    flags: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class LlamaCpp(Engine):
             threads=result["threads"],
             sampled=sampled(result["samples"]),
             memory=memory_in(answer.log),
+            flags=result.get("flags", {}),
         )
 
 

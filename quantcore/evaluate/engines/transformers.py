@@ -54,6 +54,7 @@ class Transformers(Engine):
             threads=threads,
             sampled=sampled(result["samples"]),
             memory=Memory(**result["memory"]),
+            flags=result.get("flags", {}),
         )
 
 
