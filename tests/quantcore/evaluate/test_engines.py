@@ -10,12 +10,16 @@ import pytest
 
 from quantcore.cli import main
 from quantcore.errors import InputError, MissingEngine
-from quantcore.evaluate.children import CannotTime, measure
+from quantcore.evaluate.children import CannotTime, llamacpp, measure
 from quantcore.evaluate.engines import base, registry
 from quantcore.evaluate.engines.base import Asked, Found
 from quantcore.evaluate.engines.kinds import kind_of
 from quantcore.evaluate.memory import Memory
 from quantcore.evaluate.speed import bench
+from quantcore.models import open_model
+from quantcore.pipeline import quantize
+from quantcore.plan import make_plan
+from tests.quantcore.convert.families import write_model
 
 PLAIN = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64, "vocab_size": 10}
 
@@ -150,6 +154,47 @@ def test_the_first_run_of_a_test_warms_up_and_a_depth_is_filled_once():
     ]
     assert [message["done"] for message in told] == [1, 2, 3, 4, 5, 6, 6, 10, 11, 12]
     assert {message["total"] for message in told} == {12}
+
+
+class Windowed(llamacpp.Server):
+    """A server whose cache goes back to nothing else than a prefix that was just filled."""
+
+    def __init__(self, *, keeps=True):
+        self.keeps, self.held, self.fills = keeps, [], 0
+
+    def complete(self, prompt, count, *, cached=False):
+        known = len(self.held) if cached and self.keeps and self.held == prompt[: len(self.held)] else 0
+        self.fills += not cached
+        self.held = prompt
+        return {"timings": {"prompt_n": len(prompt) - known, "prompt_per_second": 100.0 * known}}
+
+
+def test_where_a_cache_cannot_go_back_the_prefix_is_filled_anew():
+    server = Windowed()
+
+    assert [server.prefill([1] * 40, [2] * 9), server.prefill([1] * 40, [3] * 9)] == [4000.0, 4000.0]
+    assert server.fills == 2
+
+
+def test_what_no_cache_keeps_is_not_timed():
+    with pytest.raises(CannotTime, match="does not keep 40 tokens"):
+        Windowed(keeps=False).prefill([1] * 40, [2] * 9)
+
+
+def test_prompts_deep_in_a_window_are_timed(tmp_path):
+    """Gemma's cache forgets what lies behind its window; llama.cpp goes back by checkpoints."""
+    pytest.importorskip("xllamacpp")
+    write_model(tmp_path, "gemma3")
+    source = open_model(tmp_path)
+    path = quantize(source, make_plan(source, "F16"), tmp_path / "model.gguf", threads=1).path
+
+    asked = Asked(pp=40, tg=4, depths=(0, 600), runs=2, threads=1)
+    found = registry()["llama.cpp"].measure(path, asked, lambda _message: None)
+
+    assert [(s.test, s.depth, len(s.samples)) for s in found.sampled] == [
+        ("pp40", 0, 2), ("tg4", 0, 2), ("pp40", 600, 2), ("tg4", 600, 2),
+    ]  # fmt: skip
+    assert [buffer.kind for buffer in found.memory.buffers].count("kv") == 2
 
 
 def test_room_is_asked_for_the_deepest_test():
