@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from quantcore.architectures import Architecture, by_class
 from quantcore.architectures.base import Config, head_size
-from quantcore.architectures.hparams import llama3_factors, n_experts
+from quantcore.architectures.hparams import n_experts, rope_factors
 from quantcore.architectures.shape import Shape, same_shape
 from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
 from quantcore.ggufkv import QUANTIZATION_VERSION, Value, encode, string, u32
@@ -34,6 +34,7 @@ from quantcore.vocabulary import tokenizer_metadata, without_space_prefix
 from quantcore.writerkeys import captured
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,6})\.(.+)")
+_HEAD = re.compile(r"(.*\.([qk])_layernorm)\.norms\.(\d{1,6})\.(.+)")
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}  # of general.file_type
 
 # Buffers that old checkpoints carry along; the forward pass computes them.
@@ -107,7 +108,8 @@ def _check_sound(directory: Path, architecture: Architecture, config: Config) ->
     """
     path = directory / "config.json"
     try:
-        for key, value in architecture.hparams(config, 0).items():
+        stated = architecture.leading(config, architecture.name) | architecture.hparams(config, 0)
+        for key, value in stated.items():
             encode(key, value)
         return _rope_factors(config)
     except UnknownArchitecture as exc:
@@ -131,7 +133,7 @@ def _named(
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
     named: dict[str, Stored] = {}
-    for stored_name, tensor in _whole(architecture, stored, n_experts(config)).items():
+    for stored_name, tensor in _whole(architecture, stored, config).items():
         hf_name = stored_name.replace("language_model.", "")
         if any(part in hf_name for part in architecture.beside):
             continue
@@ -150,14 +152,16 @@ def _named(
     return named
 
 
-def _whole(architecture: Architecture, stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stored]:
+def _whole(
+    architecture: Architecture, stored: Mapping[str, StoredTensor], config: Config
+) -> dict[str, Stored]:
     """Return the tensors that stored ones are or hold, by the names that GGUF's tables know."""
     packed: Mapping[str, Stored] = {}
     if METHOD in architecture.packings:
         packed, stored = pack(stored)
     found: dict[str, Stored] = {}
     # llama.cpp's converter writes what is packed before all else.
-    for name, tensor in (*packed.items(), *_stacked(stored, experts).items()):
+    for name, tensor in (*packed.items(), *_stacked(stored, config).items()):
         for own, part in _pieces(architecture, name, tensor).items():
             if own in found:
                 raise UnreadableFile(
@@ -179,20 +183,35 @@ def _pieces(architecture: Architecture, name: str, tensor: Stored) -> dict[str, 
     }
 
 
-def _stacked(stored: Mapping[str, StoredTensor], experts: int) -> dict[str, Stored]:
-    """Return tensors by name, the experts of a layer as one under the name that GGUF's tables know."""
+def _stacked(stored: Mapping[str, StoredTensor], config: Config) -> dict[str, Stored]:
+    """Return tensors by name, those that GGUF stacks as one under the name that its tables know."""
     found: dict[str, Stored] = {}
-    stacks: dict[str, dict[int, StoredTensor]] = {}
+    stacks: dict[tuple[str, int], dict[int, StoredTensor]] = {}
     for name, tensor in stored.items():
-        match = _EXPERT.fullmatch(name)
-        if match is None or not experts:
+        place = _place(name, config)
+        if place is None:
             found[name] = tensor
             continue
-        whole = f"{match[1]}.{match[3]}"
-        stacks.setdefault(whole, {})[int(match[2])] = tensor
+        whole, number, count = place
+        stacks.setdefault((whole, count), {})[number] = tensor
         found.pop(whole, None)  # it stands where its last part stands, as llama.cpp's converter has it
         found[whole] = tensor
-    return found | {name: stack(name, parts, experts) for name, parts in stacks.items()}
+    return found | {name: stack(name, parts, count) for (name, count), parts in stacks.items()}
+
+
+def _place(name: str, config: Config) -> tuple[str, int, int] | None:
+    """Return which stack a tensor belongs to, its number there, and how many the stack has.
+
+    Experts of a layer are stacked, and the norms of heads where each has its own.
+    """
+    match, experts = _EXPERT.fullmatch(name), n_experts(config)
+    if match is not None and experts:
+        return f"{match[1]}.{match[3]}", int(match[2]), experts
+    match = _HEAD.fullmatch(name)
+    if match is None:
+        return None
+    heads = config["num_attention_heads" if match[2] == "q" else "num_key_value_heads"]
+    return f"{match[1]}.{match[4]}", int(match[3]), heads
 
 
 def _check_shapes(
@@ -208,6 +227,8 @@ def _check_shapes(
         head_size=head_size(config),
         vocab=config["vocab_size"],
         wide_norms=architecture.wide_norms,
+        stacked_norms=architecture.stacked_norms,
+        fused=architecture.fused,
         experts=n_experts(config),
         experts_used=config.get("num_experts_per_tok") or 0,
         expert_feed_forward=config.get("moe_intermediate_size") or config["intermediate_size"],
@@ -224,7 +245,7 @@ def _check_shapes(
     except UnknownArchitecture as exc:
         raise UnknownArchitecture(f"{directory / 'config.json'}: {exc}") from exc
     layers = (f"blk.{n}.{part}" for n in range(shape.layers) for part in parts)
-    for name in ("token_embd.weight", "output_norm.weight", *layers):
+    for name in (*architecture.outer, *layers):
         if name not in named:
             raise UnreadableFile(f"{directory}: the weights lack {name}, which {architecture.name} needs")
     for name, tensor in named.items():
@@ -265,21 +286,24 @@ def gathered(read_rows: RowReader, order: npt.NDArray[np.int64]) -> RowReader:
 
 
 def _rope_factors(config: Config) -> tuple[Tensor, ...]:
-    """Return the tensor that llama3 rope scaling becomes, if the model has it."""
-    factors = llama3_factors(config, head_size(config))
-    if factors is None:
-        return ()
-    info = TensorInfo("rope_freqs.weight", factors.shape, "F32", factors.nbytes)
-    return (Tensor(info, lambda start, stop: factors.reshape(1, -1)[start:stop].copy()),)  # (1, size / 2)
+    """Return the tensors that rope scaling becomes, if the model has some that needs them."""
+    return tuple(_vector(name, factors) for name, factors in rope_factors(config, head_size(config)).items())
+
+
+def _vector(name: str, values: npt.NDArray[np.float32]) -> Tensor:
+    rows = values.reshape(1, -1)  # (1, values)
+    info = TensorInfo(name, values.shape, "F32", values.nbytes)
+    return Tensor(info, lambda start, stop: rows[start:stop].copy())
 
 
 def _metadata(
     directory: Path, architecture: Architecture, config: Config, tensors: tuple[Tensor, ...]
 ) -> dict[str, Value]:
     stored = next((t.info.type for t in tensors if len(t.info.shape) > 1), "F16")
-    tokenizer = tokenizer_metadata(directory, config["vocab_size"])
+    tokenizer = tokenizer_metadata(directory, config["vocab_size"], architecture.added_as_stated)
     metadata = {
         "general.architecture": string(architecture.name),
+        **architecture.leading(config, architecture.name),
         "general.type": string("model"),
         **_general(directory, tensors, n_experts(config)),
         **architecture.hparams(config, FILE_TYPES[stored]),

@@ -54,8 +54,12 @@ class Vocabulary:
         self.texts[index], self.types[index], self.scores[index] = text, int(kind), score
 
 
-def tokenizer_metadata(directory: Path, vocab_size: int | None) -> dict[str, Value]:
+def tokenizer_metadata(
+    directory: Path, vocab_size: int | None, added_as_stated: bool = False
+) -> dict[str, Value]:
     """Return `tokenizer.*` for a model directory; `vocab_size` is the number of embeddings, when known.
+
+    Added tokens of a SentencePiece model are of the kind they look like, unless they are taken as they stand.
 
     Raises `UnreadableFile` when there is no tokenizer or it is malformed, `InputError` when its kind is
     unknown.
@@ -63,7 +67,7 @@ def tokenizer_metadata(directory: Path, vocab_size: int | None) -> dict[str, Val
     config = read_object(directory / "tokenizer_config.json", optional=True)
     try:
         if (directory / "tokenizer.model").is_file():
-            return _sentencepiece(directory, config, vocab_size)
+            return _sentencepiece(directory, config, vocab_size, added_as_stated)
         if not (directory / "tokenizer.json").is_file():
             raise UnreadableFile(
                 f"{directory / 'tokenizer.json'}: missing, and there is no tokenizer.model either"
@@ -189,7 +193,9 @@ def _pieces(path: Path) -> Iterator[tuple[str, float, TokenType]]:
             yield raw(piece[1]).decode("utf-8"), float32(piece.get(2)), kind
 
 
-def _sentencepiece(directory: Path, config: dict[str, Any], vocab_size: int | None) -> dict[str, Value]:
+def _sentencepiece(
+    directory: Path, config: dict[str, Any], vocab_size: int | None, added_as_stated: bool
+) -> dict[str, Value]:
     path = directory / "tokenizer.model"
     try:
         pieces = list(_pieces(path))
@@ -203,8 +209,19 @@ def _sentencepiece(directory: Path, config: dict[str, Any], vocab_size: int | No
     for text, index in read_object(directory / "added_tokens.json", optional=True).items():
         if index < len(vocabulary.texts):
             vocabulary.put(index, text, TokenType.USER_DEFINED)
+    if added_as_stated:
+        _put_as_stated(directory, vocabulary, _added_tokens({}, config))
+        return _llama_metadata(directory, {}, vocabulary)
     _put_added(vocabulary, _added_tokens({}, config))
     return _llama_metadata(directory, config, vocabulary)
+
+
+def _put_as_stated(directory: Path, vocabulary: Vocabulary, added: Mapping[int, tuple[str, bool]]) -> None:
+    """Put added tokens as llama.cpp's converter does for Phi-3: tokenizer.json has the last word."""
+    last = _added_tokens(read_object(directory / "tokenizer.json", optional=True), {})
+    for index, (text, special) in (*added.items(), *last.items()):
+        if index < len(vocabulary.texts):
+            vocabulary.put(index, text, TokenType.CONTROL if special else TokenType.USER_DEFINED)
 
 
 def _saved_sentencepiece(

@@ -23,6 +23,7 @@ Gate = Literal["silu", "gelu", "clamped"]
 # Of the clamped gate: x / (1 + exp(-CLAMPED_SLOPE * x)) * (y + 1), where x, which stands on the gate, is at
 # most the limit, and y, which goes through it, no further from 0.
 CLAMPED_SLOPE, CLAMPED_LIMIT = 1.702, 7.0
+NormKind = Literal["rms", "layer"]
 
 BLOCK = (
     "attn_norm.weight",
@@ -53,10 +54,12 @@ def every_layer(_layer: int) -> bool:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe one model family: a decoder of RMS norm, rotary attention and a gated feed-forward part.
+    """Describe one model family: a decoder of norms, rotary attention and a gated feed-forward part.
 
     Where norms stand follows from the tensors of a layer: `attn_norm` and `ffn_norm` before the parts,
-    `post_attention_norm` and `post_ffw_norm` behind them, `attn_q_norm` and `attn_k_norm` on heads.
+    `post_attention_norm` and `post_ffw_norm` behind them, `attn_q_norm` and `attn_k_norm` on heads. A layer
+    with a norm neither before its feed-forward part nor behind attention gives both the same input. `norm`
+    tells RMS norms from layer norms, which subtract the mean and may have a bias.
 
     `name` is GGUF's `general.architecture`. `hf_classes` maps each Hugging Face class to the values that its
     configuration takes when config.json does not say; a null says nothing, except for the fields in `nulls`.
@@ -69,7 +72,12 @@ class Architecture:
     norms lack 1, `space_prefix` that a tokenizer may put a space before all text. `windows` tells which
     layers have a sliding window, None that none has, and `rotates` whether a layer's heads are rotated.
     `scales` finds factors and caps in the metadata and sizes of a model; `gate` is the function on the gate
-    of the feed-forward part; `wide_norms` norm queries and keys as a whole, not head by head.
+    of the feed-forward part; `wide_norms` norm queries and keys as a whole, not head by head; `stacked_norms`
+    differ by head.
+
+    `fused` matrices hold those named, one below the other. `leading` makes the metadata that stand before all
+    but the name. `added_as_stated` families take added tokens of a SentencePiece model for what their files
+    say, and do not say whether a text begins with a space.
 
     In a mixture `experts` stand for the dense feed-forward part: stacks of matrices, a router, and in some
     families a shared expert. Where a file does not say how long an expert is, `splits_length` divides the
@@ -100,6 +108,11 @@ class Architecture:
     scales: Callable[[Number, Shape], Scales] = field(default=unscaled)
     gate: Gate = "silu"
     wide_norms: bool = False
+    stacked_norms: bool = False
+    norm: NormKind = "rms"
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    leading: Callable[[Config, str], dict[str, Value]] = field(default=no_hparams)
+    added_as_stated: bool = False
     experts: tuple[str, ...] = ()
     shares_add_up: bool = True
     splits_length: bool = False
@@ -117,6 +130,12 @@ class Architecture:
         if not self.experts:
             raise UnknownArchitecture(f"{self.name} with {n_experts} experts is not known")
         return (*(part for part in self.block if part not in DENSE), *self.experts)
+
+    @property
+    def outer(self) -> tuple[str, ...]:
+        """Return the tensors that a model must have outside of its layers."""
+        biases = ("output_norm.bias",) if self.norm == "layer" else ()
+        return ("token_embd.weight", "output_norm.weight", *biases)
 
     def hparams(self, config: Config, file_type: int) -> dict[str, Value]:
         """Return the `<name>.*` metadata of a complete configuration, in llama.cpp's order and types.

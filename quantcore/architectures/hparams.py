@@ -28,6 +28,10 @@ BEFORE_ROPE = (
     ("attention.head_count_kv", "num_key_value_heads", u32),
 )
 
+ROPE_BASE = 10000.0  # that both take where a model does not say
+
+LONG_ROPE = ("longrope", "su")  # one rope kind, and what it was called at first
+
 # Rope kinds that change nothing in the metadata: llama3 becomes a tensor of its own.
 UNSCALED = ("default", "none", "llama3")
 
@@ -36,7 +40,7 @@ def common_hparams(config: Config, name: str) -> dict[str, Value]:
     """Return the metadata every family has, under `<name>.`, in the order of llama.cpp's converter."""
     values = {key: make(config[field]) for key, field, make in BEFORE_ROPE if config.get(field) is not None}
     rope = rope_parameters(config)
-    values |= _rope_scaling(rope)
+    values |= rope_scaling(rope)
     values["rope.freq_base"] = f32(rope["rope_theta"])
     if local_rope_base(config) is not None:
         values["rope.freq_base_swa"] = f32(local_rope_base(config))
@@ -71,7 +75,9 @@ def rope_parameters(config: Config) -> dict[str, Any]:
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = dict(stated.get("full_attention") or {} if _by_layer(stated) else stated)
     rope.setdefault("rope_type", rope.get("type", "default"))
-    rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    if config.get("partial_rotary_factor") is not None:
+        rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    rope.setdefault("rope_theta", config.get("rope_theta") or ROPE_BASE)
     if rope.get("original_max_position_embeddings") is None:
         original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         rope["original_max_position_embeddings"] = original
@@ -88,7 +94,8 @@ def local_rope_base(config: Config) -> Any:
     return stated.get("rope_theta", config.get("rope_local_base_freq"))
 
 
-def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Value]:
+def rope_scaling(rope: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the metadata of rope scaling; raises `UnknownArchitecture` for kinds that are not known."""
     kind = rope["rope_type"]
     if kind in UNSCALED:
         return {}
@@ -112,15 +119,28 @@ def _yarn_details(rope: Mapping[str, Any]) -> dict[str, Value]:
     return {f"rope.scaling.{key}": f32(value) for key, value in details.items() if value is not None}
 
 
-def llama3_factors(config: Config, size: int) -> npt.NDArray[np.float32] | None:
-    """Return what each rope frequency is divided by, float32 `(size / 2,)`, for rope of the llama3 kind.
+def rope_factors(config: Config, size: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the tensors that rope scaling becomes, by name: float32 `(size / 2,)` for the `size` rotated
+    elements of a head.
+    """
+    rope = rope_parameters(config)
+    if rope["rope_type"] == "llama3":
+        return {"rope_freqs.weight": llama3_factors(config, size)}
+    if rope["rope_type"] not in LONG_ROPE:
+        return {}
+    return {
+        f"rope_factors_{length}.weight": np.array(rope[f"{length}_factor"], dtype=np.float32)
+        for length in ("long", "short")
+    }
+
+
+def llama3_factors(config: Config, size: int) -> npt.NDArray[np.float32]:
+    """Return what each frequency of rope of the llama3 kind is divided by, float32 `(size / 2,)`.
 
     Short wavelengths stay, long ones are divided by `factor`, those between are blended linearly in
     original length / wavelength. Source: Llama 3.1 release, `apply_scaling`.
     """
     rope = rope_parameters(config)
-    if rope["rope_type"] != "llama3":
-        return None
     factor, original = float(rope.get("factor", 8.0)), float(rope["original_max_position_embeddings"] or 8192)
     low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)

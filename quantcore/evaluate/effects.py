@@ -18,7 +18,7 @@ import numpy.typing as npt
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.forward import Layer, Run, Tokens
 from quantcore.evaluate.meter import layer_cost, logits_cost
-from quantcore.evaluate.ops import Floats, rms_norm
+from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.weights import Weights
 from quantcore.progress import Progress, Report, ignore, seconds_left
 from quantcore.sources.base import Source
@@ -133,12 +133,12 @@ class _Effects:
     def _scored(
         self, states: Floats, variants: list[_Variant], matrix: Floats, pool: Executor
     ) -> dict[str, float]:
-        norm, eps = self.weights.output_norm(pool), self.weights.eps
+        norm = self.weights.output_norm(pool)
         scored = self.tokens.shape[1] - 1 - self.first
 
         def log_probs(states: Floats, rows: slice, matrix: Floats) -> Floats:
             late = states[:, :scored].reshape(-1, states.shape[-1])[rows]  # (rows, embedding)
-            logits = self.run.logits(rms_norm(late, norm, eps), matrix)  # (rows, vocab)
+            logits = self.run.logits(norm(late), matrix)  # (rows, vocab)
             logits -= logits.max(axis=-1, keepdims=True)
             total = np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)  # (rows, 1)
             logits -= np.log(total).astype(np.float32)

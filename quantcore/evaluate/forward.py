@@ -14,12 +14,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.architectures.base import Gate
+from quantcore.architectures.base import Gate, NormKind
 from quantcore.architectures.scales import Scales
 from quantcore.architectures.shape import Shape
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.meter import Meter
-from quantcore.evaluate.ops import Floats, attend, choose, gated, rms_norm, sigmoid, soft_cap
+from quantcore.evaluate.ops import Floats, after_norm, attend, choose, gated, sigmoid, soft_cap
 from quantcore.evaluate.rope import Rope, make_rope
 from quantcore.evaluate.weights import Weights
 from quantcore.progress import Report, ignore
@@ -53,7 +53,7 @@ EXPERTS_IN, EXPERTS_OUT = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
 SHARED_IN, SHARED_OUT = ("ffn_gate_inp_shexp", "ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
 # By what they wait for: the inputs of those of a stage depend on the weights of all stages before.
 STAGES = (
-    ATTENTION_IN,
+    ("attn_qkv", *ATTENTION_IN),
     ATTENTION_OUT,
     (*FEED_IN, *ROUTER),
     (*EXPERTS_IN, *SHARED_IN),
@@ -77,12 +77,14 @@ class Passed:
 class Layer:
     """One layer ready to run: dequantized `weights` by part, the sliding `window` and the `rope`, if any.
 
-    `eps` is the epsilon of its norms. A `watcher` measures inputs; what it found is returned with the states.
+    `norm` is the kind of its norms, `eps` their epsilon. A `watcher` measures inputs; what it found is
+    returned with the states.
     """
 
     index: int
     weights: Mapping[str, Floats]
     shape: Shape
+    norm: NormKind
     eps: float
     rope: Rope | None
     window: int | None
@@ -118,15 +120,19 @@ class Layer:
         if self.feed_norm != "post_attention_norm":
             attended = self._normed("post_attention_norm", attended)
         x = x[:, start:] + self._scaled(attended)
-        normed = self._normed(self.feed_norm, x)
+        normed = late if self._side_by_side else self._normed(self.feed_norm, x)
         fed = self._feed_forward(_flat(normed), seen).reshape(x.shape)
         x += self._scaled(self._normed("post_ffw_norm", fed))
         return Passed(x, seen)
 
     def _normed(self, name: str, x: Floats) -> Floats:
         """Return `x` after the norm of that name, or itself where the layer has none."""
-        weight = self.weights.get(f"{name}.weight")
-        return x if weight is None else rms_norm(x, weight, self.eps)
+        return after_norm(self.norm, self.weights, name, x, self.eps)
+
+    @property
+    def _side_by_side(self) -> bool:
+        """Say whether the feed-forward part reads what attention reads: no norm stands between them."""
+        return not {f"{self.feed_norm}.weight", "post_attention_norm.weight"} & self.weights.keys()
 
     def _scaled(self, x: Floats) -> Floats:
         if self.scales.residual != 1.0:
@@ -135,6 +141,7 @@ class Layer:
 
     def _see(self, seen: Seen, parts: tuple[str, ...], x: Floats, expert: int | None = None) -> None:
         if self.watcher is not None:
+            parts = tuple(dict.fromkeys(self.shape.whole(part) for part in parts))
             names = tuple(f"blk.{self.index}.{part}.weight" for part in parts)
             seen.append((names, expert, self.watcher.measure(names, x)))
 
@@ -279,8 +286,7 @@ class Run:
 
         def logits(place: int) -> T:
             scored = states[place][: self.tokens.shape[1] - 1 - self.first]
-            normed = rms_norm(scored, norm, self.weights.eps)
-            return each(chunks[place], self.logits(normed, matrix))
+            return each(chunks[place], self.logits(norm(scored), matrix))
 
         for chunk, result in zip(chunks, pool.map(logits, range(len(chunks))), strict=True):
             self.meter.logits(chunk)
@@ -325,6 +331,7 @@ class Run:
             index=index,
             weights=weights.layer(index, pool),
             shape=weights.shape,
+            norm=family.norm,
             eps=weights.eps,
             rope=self.ropes[index],
             window=weights.windows[index],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.architectures.base import CLAMPED_LIMIT, CLAMPED_SLOPE, Gate
+from quantcore.architectures.base import CLAMPED_LIMIT, CLAMPED_SLOPE, Gate, NormKind
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,6 +21,25 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     mean = np.vecdot(x, x)[..., None] / np.float32(x.shape[-1])  # (..., 1)
     normed: Floats = x * (np.float32(1) / np.sqrt(mean + np.float32(eps))) * weight
     return normed
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Floats:
+    """Return (x - mean(x)) / sqrt(var(x) + eps) * weight + bias along the last axis."""
+    centred = x - x.mean(axis=-1, keepdims=True)  # (..., inputs)
+    normed = rms_norm(centred, weight, eps)
+    if bias is not None:
+        normed += bias
+    return normed
+
+
+def after_norm(kind: NormKind, weights: Mapping[str, Floats], name: str, x: Floats, eps: float) -> Floats:
+    """Return `x` after the norm of that name among `weights`, or itself where there is none."""
+    weight = weights.get(f"{name}.weight")
+    if weight is None:
+        return x
+    if kind == "layer":
+        return layer_norm(x, weight, weights.get(f"{name}.bias"), eps)
+    return rms_norm(x, weight, eps)
 
 
 def silu(x: Floats) -> None:

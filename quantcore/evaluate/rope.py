@@ -17,8 +17,12 @@ from quantcore.architectures.windows import Windows
 from quantcore.errors import InputError
 from quantcore.formats import to_float
 from quantcore.sources.base import Source
+from quantcore.tensors import Tensor
 
 Floats = npt.NDArray[np.float32]
+
+YARN_FAST, YARN_SLOW = 32.0, 1.0  # turns within the original context, between which frequencies are blended
+CONTEXT_STEP = 256  # llama.cpp rounds the length of a context up to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def make_rope(
         base = source.number("rope.freq_base_swa", windows.base or base, positive=True)
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
     frequencies = base**-exponents
-    factors = source.tensor("rope_freqs.weight")
+    factors = _factors(source, positions)
     if factors is not None:
         if factors.info.shape != frequencies.shape:
             raise InputError(f"{source.path}: {factors.name} must have {size // 2} numbers")
@@ -80,6 +84,21 @@ def make_rope(
     return Rope(kind, cos.astype(np.float32), sin.astype(np.float32))
 
 
+def _factors(source: Source, positions: int) -> Tensor | None:
+    """Return the tensor whose numbers divide the frequencies: for longrope by the length of the context."""
+    fixed = source.tensor("rope_freqs.weight")
+    if fixed is not None:
+        return fixed
+    context = -(-positions // CONTEXT_STEP) * CONTEXT_STEP
+    length = "long" if context > _original_context(source) else "short"
+    return source.tensor(f"rope_factors_{length}.weight")
+
+
+def _original_context(source: Source) -> int:
+    """Return how many positions a model had before its rope was scaled."""
+    return source.count("rope.scaling.original_context_length", source.count("context_length", 0))
+
+
 def _scaled(
     source: Source, frequencies: npt.NDArray[np.float64], size: int, base: float
 ) -> tuple[npt.NDArray[np.float64], float]:
@@ -91,11 +110,11 @@ def _scaled(
         return frequencies, 1.0
     if factor < 0:
         raise source.bad_hparam("rope.scaling.factor", factor, "a positive number")
-    if kind == "linear":
+    if kind in ("linear", "longrope"):
         return frequencies / factor, 1.0
     if kind != "yarn":
         raise InputError(
-            f"{source.path}: rope scaling {kind!r} is not known; there are none, linear and yarn"
+            f"{source.path}: rope scaling {kind!r} is not known; there are none, linear, longrope, yarn"
         )
     mix = _yarn_mix(source, size, base)
     scaled = frequencies / factor * (1 - mix) + frequencies * mix
@@ -103,16 +122,20 @@ def _scaled(
 
 
 def _yarn_mix(source: Source, size: int, base: float) -> npt.NDArray[np.float64]:
-    """Return how much of each frequency stays as it is: 1 for fast ones, 0 for slow ones, a ramp between."""
-    original = source.count("rope.scaling.original_context_length", source.count("context_length", 0))
-    fast = source.number("rope.scaling.yarn_beta_fast", 32.0, positive=True)
-    slow = source.number("rope.scaling.yarn_beta_slow", 1.0, positive=True)
+    """Return how much of each frequency stays as it is: 1 for fast ones, 0 for slow ones, a ramp between.
+
+    The keys `yarn_beta_fast`, `yarn_beta_slow` and `yarn_ext_factor` are not read: llama.cpp reads them for
+    two families that are not known here, and takes the usual ones for all others.
+    """
+    original = _original_context(source)
     if original == 0 or base == 1.0:
         raise InputError(f"{source.path}: yarn needs an original context length, and a base other than 1")
 
     def dimension(rotations: float) -> float:
         return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = max(0, math.floor(dimension(fast))), min(size - 1, math.ceil(dimension(slow)))
+    low = max(0, math.floor(dimension(YARN_FAST)))
+    high = min(size - 1, math.ceil(dimension(YARN_SLOW)))
     ramp = (np.arange(size // 2) - low) / max(0.001, high - low)
-    return (1 - np.clip(ramp, 0, 1)) * source.number("rope.scaling.yarn_ext_factor", 1.0)
+    kept: npt.NDArray[np.float64] = 1 - np.clip(ramp, 0, 1)
+    return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from quantcore.architectures.base import SHARED
 from quantcore.architectures.scales import Scales
 from quantcore.architectures.shape import Shape, same_shape
 from quantcore.errors import UnknownArchitecture, UnreadableFile
-from quantcore.evaluate.ops import Floats
+from quantcore.evaluate.ops import Floats, after_norm
 from quantcore.evaluate.windows import layer_windows
 from quantcore.formats import to_float
 from quantcore.sources.base import Source
@@ -55,6 +56,8 @@ class Weights:
             head_size=self._size("attention.key_length", embedding // heads),
             vocab=embeddings.n_rows,
             wide_norms=self.architecture.wide_norms,
+            stacked_norms=self.architecture.stacked_norms,
+            fused=self.architecture.fused,
             **self._expert_sizes,
         )
 
@@ -99,7 +102,8 @@ class Weights:
     @cached_property
     def eps(self) -> float:
         """Return the epsilon of the norms."""
-        return self.source.number("attention.layer_norm_rms_epsilon", 1e-6, positive=True)
+        kind = "layer_norm" if self.architecture.norm == "layer" else "layer_norm_rms"
+        return self.source.number(f"attention.{kind}_epsilon", 1e-6, positive=True)
 
     def check(self) -> None:
         """Refuse a model one of whose tensors is missing or has another shape, before any work."""
@@ -115,7 +119,7 @@ class Weights:
                 f"{self.source.path}: has {len(self.source.tensors)} tensors, too few for {layers} layers"
             )
         blocks = [f"blk.{index}.{part}" for index in range(layers) for part in parts]
-        for name in ("token_embd.weight", "output_norm.weight", "output.weight", *blocks):
+        for name in (*self.architecture.outer, "output.weight", *blocks):
             if self.source.tensor(name) is not None or not self._optional(name):
                 self._checked(name)
 
@@ -135,13 +139,18 @@ class Weights:
         return tensor
 
     def layer(self, index: int, pool: Executor) -> dict[str, Floats]:
-        """Return the tensors of layer `index` by the part of their name after `blk.N.`."""
+        """Return the tensors of layer `index` by the part of their name after `blk.N.`, fused ones split."""
         parts = {}
         for part in (*self.parts, *self.architecture.optional):
             name = f"blk.{index}.{part}"
             if part in self.architecture.optional and self.source.tensor(name) is None:
                 continue
             parts[part] = read_float(self._checked(name), pool)
+        for whole, pieces in self.architecture.fused.items():
+            rows = parts.pop(f"{whole}.weight")
+            ends = np.cumsum([self.shape.rows(piece) for piece in pieces])
+            split = zip(pieces, np.split(rows, ends[:-1]), strict=True)
+            parts |= {f"{piece}.weight": matrix for piece, matrix in split}
         return parts
 
     def output(self, pool: Executor) -> Floats:
@@ -149,9 +158,12 @@ class Weights:
         name = "output.weight" if self.source.tensor("output.weight") is not None else "token_embd.weight"
         return read_float(self._checked(name), pool)
 
-    def output_norm(self, pool: Executor) -> Floats:
-        """Return the last norm's weights `(embedding,)`."""
-        return read_float(self._checked("output_norm.weight"), pool)
+    def output_norm(self, pool: Executor) -> Callable[[Floats], Floats]:
+        """Return the last norm, a function of hidden states `(..., embedding)`."""
+        family, eps = self.architecture, self.eps
+        names = [name for name in family.outer if name.startswith("output_norm.")]
+        weights = {name: read_float(self._checked(name), pool) for name in names}
+        return lambda x: after_norm(family.norm, weights, "output_norm", x, eps)
 
     def embed(self, tokens: npt.NDArray[np.int32]) -> Floats:
         """Return the embeddings of `tokens`, float32 `(*tokens.shape, embedding)`.

@@ -20,6 +20,9 @@ xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's engine is not i
 
 TOKENS = np.random.default_rng(5).integers(0, 256, size=(1, 48)).astype(np.int32)
 PLACES = (1, 7, 24, 47)  # how many tokens were read
+# Of byte-level vocabularies, a whole letter: of a byte that only begins one, llama.cpp tells nothing before
+# it has the rest. The probabilities that it tells are without this bias.
+LIKELIEST = [[64, 1e6]]
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -81,10 +84,11 @@ def check(family: str, model: Path, tolerance: float) -> None:
     engine = xllamacpp.Server(parameters)
 
     vocabulary, compared = config_of(family)["vocab_size"], 0
+    bias = [] if family in ROUNDED else LIKELIEST
     for place in PLACES:
         prompt = [int(token) for token in TOKENS[0, :place]]
         asked = {"prompt": prompt, "temperature": 0, "n_predict": 1, "n_probs": vocabulary}
-        answer = engine.handle_completions(asked)
+        answer = engine.handle_completions(asked | {"logit_bias": bias})
         told = answer["choices"][0]["logprobs"]
         if told is None:  # the likeliest byte is the beginning of a letter, and it waits for the rest
             continue
@@ -93,4 +97,4 @@ def check(family: str, model: Path, tolerance: float) -> None:
             theirs[entry["id"]] = entry["logprob"]
         compared += 1
         assert np.abs(ours[place - 1] - theirs).max() < tolerance
-    assert compared >= 2
+    assert compared >= (2 if family in ROUNDED else len(PLACES))

@@ -173,8 +173,8 @@ def test_nothing_is_promised_of_a_model_whose_text_cannot_be_cut(demo):
 
     with pytest.raises(InputError, match=r"tokenizer\.ggml\.pre is 'strange'"):
         promised(strange, "", "")
-    scaled = {"llama.rope.scaling.type": string("longrope"), "llama.rope.scaling.factor": f32(4.0)}
-    with pytest.raises(InputError, match="longrope"):
+    scaled = {"llama.rope.scaling.type": string("dynamic"), "llama.rope.scaling.factor": f32(4.0)}
+    with pytest.raises(InputError, match="dynamic"):
         promised(replace(demo, metadata={**demo.metadata, **scaled}), "", "")
 
 

@@ -30,24 +30,57 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+# Half of eight elements, or three quarters of sixteen, are rotated.
+PHI3_LONG: dict[str, Any] = {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "hidden_size": 64,
+    "rope_theta": 100.0,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {
+        "type": "longrope",
+        "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+        "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
+    },
+    "tie_word_embeddings": True,
+}
+STABLELM: dict[str, Any] = {
+    "architectures": ["StableLmForCausalLM"],
+    "model_type": "stablelm",
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.25,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"architectures": ["LlamaForCausalLM"], "rope_parameters": LLAMA3_ROPE},
+    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_parameters": LLAMA3_ROPE},
     "mistral": {
         "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
         "rope_theta": 100.0,
         "head_dim": 16,
         "sliding_window": 5,  # which llama.cpp has no place for
     },
     "linear": {
         "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "rope_theta": 100.0,
         "rope_scaling": {"type": "linear", "factor": 2.0},
         "attention_bias": True,
     },
-    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 100.0, "tie_word_embeddings": True},
-    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 100.0, "head_dim": 16},
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "rope_theta": 100.0,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "rope_theta": 100.0,
+        "head_dim": 16,
+    },
     "granite": {
         "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
         "rope_theta": 100.0,
         "embedding_multiplier": 3.0,
         "attention_multiplier": 0.5,
@@ -56,6 +89,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "smollm3": {
         "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
         "rope_theta": 100.0,
         "num_hidden_layers": 4,
         "no_rope_layers": [1, 1, 1, 0],
@@ -63,12 +97,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mixtral": {
         "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
         "rope_theta": 100.0,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
     "qwen2moe": {
         "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
         "rope_theta": 100.0,
         "num_experts": 5,
         "num_experts_per_tok": 3,
@@ -77,6 +113,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen3moe": {
         "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
         "rope_theta": 100.0,
         "head_dim": 16,
         "num_experts": 6,
@@ -84,7 +121,37 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24,
         "norm_topk_prob": True,
     },
-    "olmo2": {"architectures": ["Olmo2ForCausalLM"], "rope_theta": 100.0},
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "rope_theta": 100.0},
+    "yarn": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "rope_theta": 10.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "rope_theta": 100.0,
+        "original_max_position_embeddings": 64,
+        "sliding_window": 8,
+    },
+    # Its first factors are for contexts of up to 256 tokens, as llama.cpp counts them.
+    "phi3short": {**PHI3_LONG, "max_position_embeddings": 2048, "original_max_position_embeddings": 256},
+    "phi3long": {**PHI3_LONG, "original_max_position_embeddings": 16},
+    "stablelm": {
+        **STABLELM,
+        "use_qkv_bias": True,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "use_parallel_residual": False,
+    },
+    "stablelm12b": {
+        **STABLELM,
+        "rope_theta": 10000.0,
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+        "head_dim": None,
+    },
     "gpt-oss": gptoss.GPT_OSS | gptoss.MXFP4,
     "gpt-oss, plain": gptoss.GPT_OSS,
     "gemma2": gemma.GEMMA2,
@@ -141,10 +208,43 @@ def weights_of(config: dict[str, Any], seed: int = 7) -> dict[str, np.ndarray]:
     }
     if kind in draws:
         return {name: draws[kind](random, name, shape) for name, shape in shapes.items()}
+    shapes = RESHAPED.get(kind, lambda _config, same: same)(config, shapes)
     return {
         name: (random.standard_normal(shape) * 0.3 + ("norm" in name)).astype(np.float32)
         for name, shape in shapes.items()
     }
+
+
+def fused(_config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes with q, k and v in one matrix, and gate and up in another."""
+    wholes = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+    wholes |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        part = name.split(".")[-2]
+        whole = name.replace(part, wholes.get(part, part))
+        found[whole] = (found[whole][0] + shape[0], *shape[1:]) if whole in found else shape
+    return found
+
+
+def layer_normed(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a StableLM: biases of norms, of q, k and v, and norms of heads, as it is asked."""
+    found, size = dict(shapes), config["hidden_size"] // config["num_attention_heads"]
+    for name, shape in shapes.items():
+        if name.endswith("post_attention_layernorm.weight") and config["use_parallel_residual"]:
+            del found[name]
+        elif "norm" in name:
+            found[name.replace("weight", "bias")] = shape
+        part = name.split(".")[-2]
+        if part in {"q_proj", "k_proj", "v_proj"} and config.get("use_qkv_bias"):
+            found[name.replace("weight", "bias")] = shape[:1]
+        if part in {"q_proj", "k_proj"} and config.get("qk_layernorm"):
+            norms = name.replace(f"{part}.weight", f"{part[0]}_layernorm.norms")
+            found |= {f"{norms}.{head}.weight": (size,) for head in range(shape[0] // size)}
+    return found
+
+
+RESHAPED = {"Phi3ForCausalLM": fused, "StableLmForCausalLM": layer_normed}
 
 
 def feed_forward_of(config: dict[str, Any], block: str) -> dict[str, tuple[int, ...]]:
@@ -197,6 +297,10 @@ def safetensors_bytes(tensors: dict[str, np.ndarray], dtype: str = "F32") -> byt
     return struct.pack("<Q", len(text)) + text + payload
 
 
+# What the published library asks of an added token.
+PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+
+
 def byte_tokenizer() -> dict[str, Any]:
     """Return a byte-level tokenizer.json: 256 bytes, three merges and one special token."""
     letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -204,15 +308,25 @@ def byte_tokenizer() -> dict[str, Any]:
     alphabet = [chr(byte) for byte in letters] + [chr(256 + place) for place in range(len(rest))]
     vocab = {text: index for index, text in enumerate([*alphabet, "th", "the", "Ġthe"])}
     return {
-        "added_tokens": [{"id": 259, "content": "<s>", "special": True}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "added_tokens": [{"id": 259, "content": "<s>", "special": True, **PLAIN}],
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "use_regex": True,
+            **dict.fromkeys(("add_prefix_space", "trim_offsets"), False),
+        },
         "model": {"type": "BPE", "vocab": vocab, "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"]]},
     }
 
 
+# What the published library needs to take the tokenizer for no more than it is.
+TOKENIZER_CONFIG = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<s>") | {
+    "tokenizer_class": "GPT2Tokenizer"
+}
+
+
 def write_tokenizer(directory: Path) -> None:
     (directory / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    (directory / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
 
 
 def write_model(directory: Path, family: str, dtype: str = "F32") -> dict[str, np.ndarray]:

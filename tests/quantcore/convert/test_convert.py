@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from quantcore.architectures.base import interleave
 from quantcore.convert import gathered, native_level, open_huggingface
 from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
-from quantcore.ggufkv import encode
+from quantcore.ggufkv import ValueType, encode
 from quantcore.models import open_model
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
+from tests.golden.make_conversions import short
 from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
 
 DEMO = "hub/demo/tiny-novels-7m"
@@ -286,9 +288,15 @@ def test_more_experts_in_use_than_there_are_is_refused(mixtral):
         ),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, "not every fourth layer"),
         ("smollm3", {"no_rope_layers": [1, 1]}, "not every fourth layer"),
+        ("phi3long", {"partial_rotary_factor": 1.0}, "long_factor has 6 numbers, 8 pairs are rotated"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "'linear' is not known; phi3 has longrope",
+        ),
     ],
 )
-def test_mixtures_that_gguf_cannot_describe_are_refused(tmp_path, family, changes, said):
+def test_models_that_gguf_cannot_describe_are_refused(tmp_path, family, changes, said):
     write_model(tmp_path, family)
     change_config(tmp_path, **changes)
 
@@ -311,3 +319,52 @@ def test_factors_that_granite_does_not_state_are_one(tmp_path):
     change_config(tmp_path, attention_multiplier=None)
 
     assert open_huggingface(tmp_path).get("granite.attention.scale") == 1.0
+
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "conversions.json").read_text())
+
+
+def listed(key, value):
+    """Return a key with its type and value as they are frozen."""
+    kinds = [value.type, *([] if value.item is None else [value.item])]
+    plain = float(np.float32(value.value)) if value.type is ValueType.FLOAT32 else value.value
+    return [key, " ".join(kind.name for kind in kinds), short(plain)]
+
+
+@pytest.mark.parametrize("family", sorted(GOLDEN))
+def test_files_are_those_of_llama_cpps_converter(tmp_path, family):
+    """Metadata one by one, so that a difference is seen, and then all bytes."""
+    write_model(tmp_path / "model", family, "F16")
+    source = open_huggingface(tmp_path / "model")
+
+    written = quantize(source, make_plan(source, "F16"), tmp_path / "model.gguf", threads=1)
+
+    assert [listed(*pair) for pair in source.metadata.items()] == GOLDEN[family]["metadata"]
+    assert written.sha256 == GOLDEN[family]["sha256"]
+
+
+def test_norms_of_heads_that_are_missing_are_named(tmp_path):
+    write_model(tmp_path, "stablelm12b")
+    weights = weights_of(config_of("stablelm12b"))
+    del weights["model.layers.1.self_attn.k_layernorm.norms.1.weight"]
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(weights))
+
+    with pytest.raises(
+        UnreadableFile, match=r"layers\.1\.self_attn\.k_layernorm\.weight lacks number 1 of 2"
+    ):
+        open_huggingface(tmp_path)
+
+
+def test_a_longrope_without_its_factors_is_refused(tmp_path):
+    write_model(tmp_path, "phi3long")
+    change_config(tmp_path, rope_scaling={"type": "longrope"})
+
+    with pytest.raises(UnreadableFile, match=r"config\.json: KeyError: 'long_factor'"):
+        open_huggingface(tmp_path)
+
+
+def test_a_base_of_rope_that_stablelms_converter_would_lose_is_kept(tmp_path):
+    write_model(tmp_path, "stablelm")
+    change_config(tmp_path, rope_theta=50.0)
+
+    assert open_huggingface(tmp_path).get("stablelm.rope.freq_base") == 50.0

@@ -260,6 +260,16 @@ def test_yarn_keeps_fast_turns_slows_slow_ones_and_strengthens_all(tmp_path):
     assert np.allclose(angles[-2:], plain[-2:] / 4)
 
 
+def test_details_of_yarn_that_llama_cpp_does_not_read_change_nothing(tmp_path):
+    write_model(tmp_path, "yarn")
+    source = open_huggingface(tmp_path)
+
+    details = {"yarn_beta_fast": 2.0, "yarn_beta_slow": 0.5, "yarn_ext_factor": 0.5, "yarn_attn_factor": 3.0}
+    stated = {f"qwen2.rope.scaling.{key}": f32(value) for key, value in details.items()}
+
+    assert np.array_equal(ours(replace(source, metadata={**source.metadata, **stated})), ours(source))
+
+
 def test_a_window_hides_what_lies_before_it():
     random = np.random.default_rng(6)
     q, k, v = (random.standard_normal((1, 9, 2, 4)).astype(np.float32) for _ in range(3))
