@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from quantcore.checkpoint import Checkpoint
 from quantcore.convert import open_huggingface
@@ -288,6 +289,20 @@ def test_a_visitor_that_errs_is_told(tmp_path, replaces, value, said):
             change=lambda stage: {"blk.0.attn_q.weight": value},
             replaces=replaces,
         )
+
+
+def test_a_visitor_has_all_threads_of_blas(tmp_path):
+    write_model(tmp_path, "llama")
+
+    def found():
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        had, seen = found(), []
+        collected(open_huggingface(tmp_path), change=lambda _: seen.append(found()), threads=3)
+
+    assert had
+    assert seen == [had, had]
 
 
 def test_a_report_tells_how_far_it_is_and_may_stop_it(tmp_path):

@@ -110,6 +110,16 @@ def test_only_what_is_asked_for_is_kept(llama, tmp_path):
     assert (tally.magnitudes, tally.largest, tally.gram, tally.sample) == (None,) * 4
 
 
+def test_threads_change_no_byte_of_any_file(source, tmp_path):
+    one, three = (made(source, tmp_path / str(n), threads=n).path for n in (1, 3))
+
+    names = sorted(file.name for file in one.iterdir())
+    assert names == sorted(file.name for file in three.iterdir())
+    assert len(names) == 3
+    for name in names:
+        assert (one / name).read_bytes() == (three / name).read_bytes()
+
+
 def test_two_collections_merged_are_one_of_both(source, tmp_path):
     one = made(source, tmp_path / "one")
     two = made(source, tmp_path / "two", OTHER)
