@@ -98,6 +98,12 @@ def test_the_order_of_rows_of_q_matters(tmp_path):
         ("olmo2", "post_ffw_norm.weight"),
         ("gemma2", "ffn_norm.weight"),
         ("gemma3", "attn_k_norm.weight"),
+        ("gpt-oss", "attn_sinks.weight"),
+        ("gpt-oss", "attn_output.bias"),
+        ("gpt-oss", "ffn_gate_inp.bias"),
+        ("gpt-oss", "ffn_gate_exps.bias"),
+        ("gpt-oss", "ffn_up_exps.bias"),
+        ("gpt-oss", "ffn_down_exps.bias"),
     ],
 )
 def test_biases_norms_and_rope_factors_matter(source, name):
