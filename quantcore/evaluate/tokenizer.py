@@ -24,6 +24,8 @@ CountBytes = Callable[[str, Sequence[int]], list[int]]
 
 # What llama.cpp takes for the first token of a SentencePiece vocabulary that does not say.
 LLAMA_BOS = 1
+# Control tokens of gpt-oss that llama.cpp takes for user-defined ones, whatever a file says.
+SHOWN = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,11 @@ def load_tokenizer(source: Source) -> TextTokenizer:
     types = _list(source, "token_type", int) or [TokenType.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise InputError(f"{source.path}: has {len(tokens)} tokens and {len(types)} token types")
-    user = [(tokens[i], i) for i, kind_of_i in enumerate(types) if kind_of_i == TokenType.USER_DEFINED]
+    user = [
+        (token, i)
+        for i, (token, its) in enumerate(zip(tokens, types, strict=True))
+        if its == TokenType.USER_DEFINED or token in SHOWN
+    ]
     user.sort(key=lambda pair: -len(pair[0].encode("utf-8", "surrogateescape")))
     if kind == "gpt2":
         pre = _pre_tokenizer(source)

@@ -13,10 +13,11 @@ import pytest
 from quantcore.cli import main
 from quantcore.convert import open_huggingface
 from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile
+from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.formats import to_float
 from quantcore.plan import make_plan
 from tests.quantcore.convert.families import config_of, safetensors_bytes, weights_of, write_model
-from tests.quantcore.convert.gptoss import unpacked
+from tests.quantcore.convert.gptoss import TEMPLATE, unpacked
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "gptoss.json").read_text())
 OUTTYPES = ("auto", "f32", "f16")
@@ -183,6 +184,23 @@ def test_a_scale_that_is_no_number_is_refused_when_it_is_read(packed, capsys):
 def test_experts_are_not_quantized_again_unasked(packed):
     with pytest.raises(InputError, match="MXFP4_MOE keeps it, as does --tensor-type exps=mxfp4"):
         make_plan(open_huggingface(packed), "Q4_K_M")
+
+
+def test_channel_tokens_in_text_are_tokens_though_they_control(packed):
+    """29 is what llama-perplexity makes of this text."""
+    tokenizer = load_tokenizer(open_huggingface(packed))
+
+    ids = tokenizer.encode("<|channel|>" * 9 + "<|return|>" * 2)
+
+    assert ids.tolist() == [258] * 9 + tokenizer.encode("<|return|>" * 2).tolist()
+    assert len(ids) == 29
+
+
+def test_tokenizer_and_chat_template_come_along(packed):
+    source = open_huggingface(packed)
+
+    assert source.get("tokenizer.ggml.pre") == "gpt-4o"
+    assert source.get("tokenizer.chat_template") == TEMPLATE
 
 
 def test_other_packings_are_sent_back(packed):
