@@ -67,9 +67,10 @@ def walk(
 
     Only with `replaces` may `visit` return tensors to go on with, which costs a second run of each layer.
     With `true_sequential` too it is called four times for each: for the matrices that attention begins with,
-    the one that it ends with, those that the feed-forward part begins with (in a mixture the router, then
-    the experts), and those that it ends with. Each time inputs are those after what was returned before. BLAS
-    has all its threads meanwhile, and what a stage holds is freed after it, if the visitor keeps none of it.
+    the one that it ends with, those that the feed-forward part begins with, and those that it ends with; in a
+    mixture five times, for the router before experts begin. Each time inputs are those after what was
+    returned before. BLAS has all its threads meanwhile, and what a stage holds is freed after it, if the
+    visitor keeps none of it.
 
     `seed` decides which inputs are kept as samples. `states` is where hidden states lie, in memory if they
     are not many. With a `checkpoint` they are stored after each layer, and a walk that was stopped begins
@@ -105,7 +106,7 @@ _MANY_TIMES = frozenset((*EXPERTS_IN, *EXPERTS_OUT))  # heard once for each expe
 
 def _stages(layer: Layer, replaces: bool, true_sequential: bool) -> list[_Wanted]:
     """Return what to tell of a layer, in order: of the matrices that it has."""
-    there = frozenset(name.removesuffix(".weight") for name in layer.weights)
+    there = frozenset(layer.shape.whole(name.removesuffix(".weight")) for name in layer.weights)
     if not (replaces and true_sequential):
         return [_Wanted(there.intersection(MATRICES), outputs=not replaces)]
     stages = [parts for stage in STAGES if (parts := there.intersection(stage))]
@@ -125,7 +126,7 @@ class _Ear:
         self.heard: list[Heard] = []
 
     def measure(self, names: tuple[str, ...], x: Floats) -> Floats | None:
-        parts = {name.split(".")[2] for name in names}
+        parts = set(map(_part, names))
         if not parts & self._wanted:
             return None
         # A copy: some inputs are hidden states themselves, which the layer goes on to change.
@@ -189,16 +190,16 @@ class _Walker:
         """Return the layer as the visitor would have it."""
         with self._pool() as pool:
             inputs = self._run(states, layer, wanted, pool)
-        names = {part: f"blk.{layer.index}.{part}" for part in layer.weights}
-        stage = Stage(
-            layer.index, {names[part]: array for part, array in layer.weights.items()}, inputs, wanted.last
-        )
-        replaced = visit(stage)
+        # A visitor knows the tensors that the file has, some of which the layer runs in pieces.
+        whole = self.weights.joined(layer.weights)
+        tensors = {f"blk.{layer.index}.{part}": it for part, it in whole.items()}
+        replaced = visit(Stage(layer.index, tensors, inputs, wanted.last))
         if not replaced:
             return layer
         if wanted.outputs:
             raise ValueError(f"layer {layer.index} was replaced in a walk that does not go on with it")
-        return replace(layer, weights={part: _fitting(stage, names[part], replaced) for part in names})
+        parts = {name.split(".", 2)[2]: _fitting(name, tensors[name], replaced) for name in tensors}
+        return replace(layer, weights=self.weights.split(parts))
 
     def _run(self, states: States, layer: Layer, wanted: _Wanted, pool: Executor) -> tuple[Shared, ...]:
         """Return what was heard in one run of all chunks through the layer."""
@@ -210,7 +211,13 @@ class _Walker:
             if wanted.outputs:
                 chunks = range(len(self.tokens))
                 self._pass.meter.layer(layer.index, chunks, sum(len(chunks[place]) for place in places))
-        return collector.finish(pool)
+        inputs = collector.finish(pool)
+        silent = wanted.parts.difference(_part(name) for shared in inputs for name in shared.names)
+        if silent:  # a matrix that a family has and its forward pass does not show
+            raise AssertionError(
+                f"layer {layer.index}: nobody told the inputs of {', '.join(sorted(silent))}"
+            )
+        return inputs
 
     def _turns(self) -> Iterator[list[slice]]:
         """Yield a piece of text for each thread: their inputs stay in memory until they were added up."""
@@ -230,9 +237,13 @@ class _Walker:
         return [each for each in passed.seen if each[2] is not None]
 
 
-def _fitting(stage: Stage, name: str, replaced: Mapping[str, Floats]) -> Floats:
-    """Return the tensor as it is from now on, of the shape that it was."""
-    before = stage.weights[name]
+def _part(name: str) -> str:
+    """Return what a tensor of a layer is: `attn_q` of `blk.0.attn_q.weight`."""
+    return name.split(".")[2]
+
+
+def _fitting(name: str, before: Floats, replaced: Mapping[str, Floats]) -> Floats:
+    """Return a tensor as it is from now on, of the shape that it was."""
     now = np.asarray(replaced.get(name, before), dtype=np.float32)
     if now.shape != before.shape:
         raise ValueError(f"{name} was replaced by {list(now.shape)}, it is {list(before.shape)}")

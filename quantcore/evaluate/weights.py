@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,12 +146,24 @@ class Weights:
             if part in self.architecture.optional and self.source.tensor(name) is None:
                 continue
             parts[part] = read_float(self._checked(name), pool)
+        return self.split(parts)
+
+    def split(self, parts: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Return the tensors of a layer with fused matrices in pieces."""
+        found = dict(parts)
         for whole, pieces in self.architecture.fused.items():
-            rows = parts.pop(f"{whole}.weight")
+            rows = found.pop(f"{whole}.weight")
             ends = np.cumsum([self.shape.rows(piece) for piece in pieces])
             split = zip(pieces, np.split(rows, ends[:-1]), strict=True)
-            parts |= {f"{piece}.weight": matrix for piece, matrix in split}
-        return parts
+            found |= {f"{piece}.weight": matrix for piece, matrix in split}
+        return found
+
+    def joined(self, parts: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Return what `split` was given: the tensors of a layer as the file has them."""
+        found = dict(parts)
+        for whole, pieces in self.architecture.fused.items():
+            found[f"{whole}.weight"] = np.concatenate([found.pop(f"{piece}.weight") for piece in pieces])
+        return found
 
     def output(self, pool: Executor) -> Floats:
         """Return the output matrix `(vocab, embedding)`: the embeddings where the file has no other."""
