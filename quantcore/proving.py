@@ -1,4 +1,4 @@
-"""Hold compiled kernels to numpy's bytes: `python -m quantcore.proving FOLDER NAME...`.
+"""Hold compiled kernels to numpy's bytes, or numbers: `python -m quantcore.proving FOLDER NAME...`.
 
 Done in a process of its own, since a kernel that goes wrong on some processor may take its process along:
 for each kernel its name is told before it runs and the verdict afterwards.
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.errors import MissingEngine, UnsupportedTensor
+from quantcore.evaluate.proof import differs
 from quantcore.formats import get_format
 from quantcore.formats.floats import bfloat_to_float, half_to_float
 from quantcore.kernels.library import Library
@@ -26,9 +27,11 @@ _LARGEST = {"F16": 0x7C00, "BF16": 0x7F80}  # the pattern of infinity
 
 
 def errs(kernels: Library, name: str) -> bool:
-    """Say whether what a kernel makes of a few thousand weights is not what numpy makes of them."""
+    """Say whether what a kernel makes of a few thousand numbers is not what numpy makes of them."""
     if name.startswith("from "):
         return _reader_errs(kernels, name.removeprefix("from "))
+    if name.startswith("step "):
+        return differs(kernels, name.removeprefix("step "))
     rng = np.random.default_rng(0)
     fmt, weighted = get_format(name.removesuffix("+")), name.endswith("+")
     # Whole batches of kernels, and what is left over of one.

@@ -10,7 +10,6 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,8 @@ from quantcore.ggufkv import Value, ValueType, array, boolean, string
 from quantcore.pretokenizers import recognize
 from quantcore.protobuf import Message, fields, float32, raw, varint
 from quantcore.sources.jsonfiles import read_object
+from quantcore.tokentypes import TokenType
 from quantcore.writerkeys import captured
-
-
-class TokenType(IntEnum):
-    """Token types of GGUF, which are SentencePiece's."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass

@@ -204,7 +204,7 @@ class _Walker:
     def _run(self, states: States, layer: Layer, wanted: _Wanted, pool: Executor) -> tuple[Shared, ...]:
         """Return what was heard in one run of all chunks through the layer."""
         collector = Collector(self._collect, self._seed, self.weights.shape.experts)
-        hear = partial(self._hear, states, layer, wanted)
+        hear = partial(self._hear, states, self._pass.ready(layer, pool), wanted)
         for places in self._turns():
             heard = [each for piece in pool.map(hear, places) for each in piece]
             collector.take(heard, pool)

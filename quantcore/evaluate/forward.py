@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,9 +18,11 @@ from quantcore.architectures.base import Gate, NormKind
 from quantcore.architectures.scales import Scales
 from quantcore.architectures.shape import Shape
 from quantcore.evaluate.blas import workers
+from quantcore.evaluate.head import Head
 from quantcore.evaluate.meter import Meter
-from quantcore.evaluate.ops import Floats, after_norm, attend, choose, gated, sigmoid, soft_cap
+from quantcore.evaluate.ops import Doubles, Floats, choose, sigmoid
 from quantcore.evaluate.rope import Rope, make_rope
+from quantcore.evaluate.steps import Steps, best_steps
 from quantcore.evaluate.weights import Weights
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
@@ -77,12 +79,12 @@ class Passed:
 class Layer:
     """One layer ready to run: dequantized `weights` by part, the sliding `window` and the `rope`, if any.
 
-    `norm` is the kind of its norms, `eps` their epsilon. A `watcher` measures inputs; what it found is
-    returned with the states.
+    Matrices among the weights may be in the form that `steps` made of them. `norm` is the kind of norms,
+    `eps` their epsilon. A `watcher` measures inputs; what it found is returned with the states.
     """
 
     index: int
-    weights: Mapping[str, Floats]
+    weights: Mapping[str, Any]
     shape: Shape
     norm: NormKind
     eps: float
@@ -93,10 +95,11 @@ class Layer:
     shares_add_up: bool
     feed_norm: str
     watcher: Watcher | None
+    steps: Steps
 
     def linear(self, name: str, x: Floats) -> Floats:
         """Return `x` `(rows, inputs)` times the transposed weights `name`, plus its bias if there is one."""
-        y = x @ self.weights[f"{name}.weight"].T
+        y = self.steps.product(x, self.weights[f"{name}.weight"])
         bias = self.weights.get(f"{name}.bias")
         if bias is not None:
             y += bias
@@ -114,12 +117,12 @@ class Layer:
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
         sinks = self.weights.get("attn_sinks.weight")
         scales = self.scales
-        mixed = attend(q, k, v, start, self.window, scales.attention, scales.attention_cap, sinks)
+        mixed = self.steps.attend(q, k, v, start, self.window, scales.attention, scales.attention_cap, sinks)
         self._see(seen, ATTENTION_OUT, _flat(mixed))
         attended = self.linear("attn_output", _flat(mixed)).reshape(late.shape)
         if self.feed_norm != "post_attention_norm":
             attended = self._normed("post_attention_norm", attended)
-        x = x[:, start:] + self._scaled(attended)
+        x = np.add(x[:, start:], self._scaled(attended), out=attended)
         normed = late if self._side_by_side else self._normed(self.feed_norm, x)
         fed = self._feed_forward(_flat(normed), seen).reshape(x.shape)
         x += self._scaled(self._normed("post_ffw_norm", fed))
@@ -127,7 +130,7 @@ class Layer:
 
     def _normed(self, name: str, x: Floats) -> Floats:
         """Return `x` after the norm of that name, or itself where the layer has none."""
-        return after_norm(self.norm, self.weights, name, x, self.eps)
+        return self.steps.after_norm(self.norm, self.weights, name, x, self.eps)
 
     @property
     def _side_by_side(self) -> bool:
@@ -177,14 +180,14 @@ class Layer:
             own = x[rows]
             self._see(seen, EXPERTS_IN, own, expert)
             gate, up = (self._linear_of(f"ffn_{part}_exps", expert, own) for part in ("gate", "up"))
-            inner = gated(gate, up, self.gate)
+            inner = self.steps.gated(gate, up, self.gate)
             self._see(seen, EXPERTS_OUT, inner, expert)
             out[rows] += self._linear_of("ffn_down_exps", expert, inner) * shares[rows, nth][:, None]
         return out
 
     def _linear_of(self, name: str, expert: int, x: Floats) -> Floats:
         """Return what `linear` does, with the weights and bias of one expert."""
-        y: Floats = x @ self.weights[f"{name}.weight"][expert].T
+        y = self.steps.product(x, self.weights[f"{name}.weight"][expert])
         bias = self.weights.get(f"{name}.bias")
         if bias is not None:
             y += bias[expert]
@@ -192,7 +195,7 @@ class Layer:
 
     def _shared(self, x: Floats, seen: Seen) -> Floats:
         self._see(seen, SHARED_IN, x)
-        inner = gated(self.linear("ffn_gate_shexp", x), self.linear("ffn_up_shexp", x), self.gate)
+        inner = self.steps.gated(self.linear("ffn_gate_shexp", x), self.linear("ffn_up_shexp", x), self.gate)
         self._see(seen, SHARED_OUT, inner)
         out = self.linear("ffn_down_shexp", inner)
         out *= sigmoid(x @ self.weights["ffn_gate_inp_shexp.weight"].reshape(-1, 1))
@@ -200,7 +203,7 @@ class Layer:
 
     def _dense(self, x: Floats, seen: Seen) -> Floats:
         self._see(seen, FEED_IN, x)
-        gate = gated(self.linear("ffn_gate", x), self.linear("ffn_up", x), self.gate)
+        gate = self.steps.gated(self.linear("ffn_gate", x), self.linear("ffn_up", x), self.gate)
         self._see(seen, FEED_OUT, gate)
         return self.linear("ffn_down", gate)
 
@@ -217,22 +220,47 @@ def map_logits(
     first: int = 0,
     threads: int | None = None,
     report: Report = ignore,
+    steps: Steps | None = None,
 ) -> list[T]:
     """Run all chunks `tokens` `(chunks, n_ctx)` and return `each(chunk, logits)` for every chunk, in order.
 
     `logits` is float32 `(n_ctx - 1 - first, vocab)`: those of positions `first` to the last but one, which
     predict the token that follows them. It belongs to `each`, which is called by several threads.
     """
-    run = Run(Weights(source), tokens, first, None, report)
+    run = Run(Weights(source), tokens, first, None, report, steps)
     with workers(threads, len(tokens)) as pool:
         return [result for group in run.groups() for result in run.group(group, each, pool)]
 
 
+def losses(
+    source: Source,
+    tokens: Tokens,
+    *,
+    first: int = 0,
+    threads: int | None = None,
+    report: Report = ignore,
+    steps: Steps | None = None,
+) -> list[Doubles]:
+    """Run all chunks `tokens` `(chunks, n_ctx)` and return -log p of the tokens behind position `first`.
+
+    Each is float64 `(n_ctx - 1 - first,)`, in order. No chunk's logits are ever whole.
+    """
+    run = Run(Weights(source), tokens, first, None, report, steps)
+    with workers(threads, len(tokens)) as pool:
+        return [nll for group in run.groups() for nll in run.losses(group, pool)]
+
+
 def watch(
-    source: Source, tokens: Tokens, watcher: Watcher, *, threads: int | None = None, report: Report = ignore
+    source: Source,
+    tokens: Tokens,
+    watcher: Watcher,
+    *,
+    threads: int | None = None,
+    report: Report = ignore,
+    steps: Steps | None = None,
 ) -> None:
     """Run all chunks `tokens` `(chunks, n_ctx)` through all layers, every position, and no further."""
-    run = Run(Weights(source), tokens, 0, watcher, report)
+    run = Run(Weights(source), tokens, 0, watcher, report, steps)
     # One thread to a product: how many there are must not show in what is measured.
     with workers(threads, len(run.tasks(len(tokens))), blas=1) as pool:
         for group in run.groups():
@@ -257,10 +285,17 @@ class Run:
     """One pass over all chunks, and how far it is."""
 
     def __init__(
-        self, weights: Weights, tokens: Tokens, first: int, watcher: Watcher | None, report: Report
+        self,
+        weights: Weights,
+        tokens: Tokens,
+        first: int,
+        watcher: Watcher | None,
+        report: Report,
+        steps: Steps | None = None,
     ) -> None:
         self.weights, self.tokens, self.first = weights, tokens, first
         self.watcher = watcher
+        self.steps = steps or best_steps()
         self.ropes = check(weights, tokens.shape[1])
         # The last layer is needed for the scored positions only.
         self.starts = [0] * (weights.shape.layers - 1) + [first]
@@ -281,31 +316,33 @@ class Run:
         return [slice(place, place + step) for place in range(0, count, step)]
 
     def group(self, chunks: range, each: Callable[[int, Floats], T], pool: Executor) -> Iterator[T]:
-        states = self.states(chunks, pool)
-        norm, matrix = self.weights.output_norm(pool), self.weights.output(pool)
-
-        def logits(place: int) -> T:
-            scored = states[place][: self.tokens.shape[1] - 1 - self.first]
-            return each(chunks[place], self.logits(norm(scored), matrix))
-
-        for chunk, result in zip(chunks, pool.map(logits, range(len(chunks))), strict=True):
+        head, scored = self._scored(chunks, pool)
+        found = head.each(scored, lambda place, logits: each(chunks[place], logits), pool)
+        for chunk, result in zip(chunks, found, strict=True):
             self.meter.logits(chunk)
             yield result
 
-    def logits(self, normed: Floats, matrix: Floats) -> Floats:
-        """Return the logits `(rows, vocab)` of `normed` `(rows, embedding)`."""
-        found: Floats = normed @ matrix.T
-        if self.weights.scales.logits != 1.0:
-            found *= np.float32(self.weights.scales.logits)
-        soft_cap(found, self.weights.scales.logits_cap)
-        return found
+    def losses(self, chunks: range, pool: Executor) -> list[Doubles]:
+        """Return the losses of each chunk."""
+        head, scored = self._scored(chunks, pool)
+        targets = self.tokens[chunks.start : chunks.stop, self.first + 1 :]
+        return head.losses(scored, targets, pool, lambda done: self.meter.slab(done, len(head.slabs), chunks))
+
+    def logits(self, normed: Floats, matrix: Any) -> Floats:
+        """Return the logits `(rows, outputs)` of `normed` `(rows, embedding)`."""
+        return Head(self.weights, self.steps).logits(normed, matrix)
+
+    def _scored(self, chunks: range, pool: Executor) -> tuple[Head, list[Floats]]:
+        """Return the head, and what it takes of each chunk: all positions from `first` but the last."""
+        head, count = Head(self.weights, self.steps), self.tokens.shape[1] - 1 - self.first
+        return head, head.normed([states[:count] for states in self.states(chunks, pool)], pool)
 
     def states(self, chunks: range, pool: Executor) -> list[Floats]:
         """Return what leaves the last layer at the positions from `first` on, for each chunk."""
         x = self.weights.embed(self.tokens[chunks.start : chunks.stop])  # (chunks, n_ctx, embedding)
         tasks = [x[place] for place in self.tasks(len(chunks))]
         for index, start in enumerate(self.starts):
-            layer = self.layer(index, pool)
+            layer = self.ready(self.layer(index, pool), pool)
             results = []
             for passed in pool.map(layer.run, tasks, [start] * len(tasks)):
                 results.append(passed.states)
@@ -313,6 +350,12 @@ class Run:
                 self.meter.layer(index, chunks, len(passed.states))
             tasks = results
         return [states for task in tasks for states in task]
+
+    def ready(self, layer: Layer, pool: Executor) -> Layer:
+        """Return the layer with its matrices in the form that products are fastest with."""
+        names = [name for name in layer.weights if name.removesuffix(".weight") in MATRICES]
+        matrices = pool.map(self.steps.ready, [layer.weights[name] for name in names])
+        return replace(layer, weights={**layer.weights, **dict(zip(names, matrices, strict=True))})
 
     def _tell(self, seen: Seen) -> None:
         if self.watcher is None:
@@ -340,4 +383,5 @@ class Run:
             shares_add_up=family.shares_add_up,
             feed_norm=family.feed_norm,
             watcher=self.watcher,
+            steps=self.steps,
         )

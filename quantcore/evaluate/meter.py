@@ -60,13 +60,17 @@ class Meter:
 
     def layer(self, index: int, group: range, count: int) -> None:
         """Report that `count` more chunks of `group` have passed layer `index`."""
-        first, last = group.start + 1, group.stop
-        chunks = f"chunks {first}-{last}" if last > first else f"chunk {first}"
-        self._add(count * self.layers[index], first, f"layer {index + 1} of {len(self.layers)}, {chunks}")
+        item = f"layer {index + 1} of {len(self.layers)}, {_chunks(group)}"
+        self._add(count * self.layers[index], group.start + 1, item)
 
     def logits(self, chunk: int) -> None:
         """Report that `chunk` is done."""
         self._add(self.output, chunk + 1, f"chunk {chunk + 1} of {self.chunks}")
+
+    def slab(self, number: int, slabs: int, group: range) -> None:
+        """Report that one more of `slabs` parts of the vocabulary was done for all chunks of `group`."""
+        before, now = (self.output * len(group) * n // slabs for n in (number - 1, number))
+        self._add(now - before, group.stop, f"part {number} of {slabs} of the vocabulary, {_chunks(group)}")
 
     def _add(self, work: int, index: int, item: str) -> None:
         self.done += work
@@ -84,3 +88,8 @@ class Meter:
                 count=self.chunks,
             )
         )
+
+
+def _chunks(group: range) -> str:
+    first, last = group.start + 1, group.stop
+    return f"chunks {first}-{last}" if last > first else f"chunk {first}"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from quantcore.architectures.base import CLAMPED_LIMIT, CLAMPED_SLOPE, Gate, NormKind
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 SMALLEST_SHARE = np.float32(2.0**-14)  # that llama.cpp divides by
 QUERY_BLOCK = 64  # rows of attention at a time: later keys than a block's last row are not even computed
@@ -179,3 +180,11 @@ def _mask(scores: Floats, first: int, low: int, window: int | None) -> None:
     ahead = np.arange(low + skip, low + keys)[None, :] - np.arange(first, first + rows)[:, None]
     hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)  # (rows, keys - skip)
     scores[..., skip:] += np.where(hidden, np.float32(-np.inf), np.float32(0))
+
+
+def partition(logits: Floats) -> tuple[Doubles, Doubles]:
+    """Return the largest of each row and its sum of e**(x - largest), `(rows,)`; `logits` is overwritten."""
+    largest = logits.max(axis=-1, keepdims=True)  # (rows, 1)
+    logits -= largest
+    np.exp(logits, out=logits)
+    return largest[:, 0].astype(np.float64), logits.sum(axis=-1, dtype=np.float64)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantcore.errors import InputError, ShortText
-from quantcore.evaluate.forward import Tokens, map_logits
-from quantcore.evaluate.ops import Floats
+from quantcore.evaluate.forward import Tokens, losses
+from quantcore.evaluate.ops import Floats, partition
 from quantcore.evaluate.spread import Doubles, standard_error
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.progress import Report, ignore
@@ -116,11 +116,9 @@ def cut(source: Source, text: str, n_ctx: int, n_chunks: int | None = None) -> C
 
 def token_nll(logits: Floats, tokens: Tokens) -> Doubles:
     """Return -log softmax(logits)[token] for each row; `logits` `(n, vocab)` is overwritten."""
-    rows = np.arange(len(tokens))
-    logits -= logits.max(axis=-1, keepdims=True)  # (n, 1)
-    chosen = logits[rows, tokens].astype(np.float64)
-    np.exp(logits, out=logits)
-    nll: Doubles = np.log(logits.sum(axis=-1, dtype=np.float64)) - chosen  # (n,)
+    chosen = logits[np.arange(len(tokens)), tokens].astype(np.float64)
+    largest, total = partition(logits)
+    nll: Doubles = np.log(total) + largest - chosen  # (n,)
     return nll
 
 
@@ -143,11 +141,7 @@ def perplexity(
     chunks = cut(source, text, n_ctx, n_chunks)
     tokens = chunks.tokens
     first = n_ctx // 2
-
-    def score(chunk: int, logits: Floats) -> Doubles:
-        return token_nll(logits, tokens[chunk, first + 1 :])
-
-    nll = np.concatenate(map_logits(source, tokens, score, first=first, threads=threads, report=report))
+    nll = np.concatenate(losses(source, tokens, first=first, threads=threads, report=report))
     return summarize(nll, chunks, time.monotonic() - started)
 
 

@@ -16,7 +16,7 @@ from quantcore.errors import InputError
 from quantcore.evaluate.spm import SPACE, ScoreMerger
 from quantcore.pretokenizers import PreTokenizer, pre_tokenizer
 from quantcore.sources.base import Source
-from quantcore.vocabulary import TokenType
+from quantcore.tokentypes import TokenType
 
 Encode = Callable[[str], list[int]]
 # How many bytes of a piece of text each of its ids stands for.
@@ -168,7 +168,8 @@ def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+    # Where each token begins in the text, which `encode` also finds out, is half of its time.
+    return lambda text: list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _letters_of(tokens: Sequence[str]) -> CountBytes:

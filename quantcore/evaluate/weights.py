@@ -22,7 +22,7 @@ from quantcore.sources.base import Source
 from quantcore.tensors import Tensor
 
 # Weights in one piece of work: small enough to spread a layer over all cores.
-SLAB_WEIGHTS = 1 << 21
+SLAB_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,18 @@ class Weights:
         return found
 
     def output(self, pool: Executor) -> Floats:
-        """Return the output matrix `(vocab, embedding)`: the embeddings where the file has no other."""
+        """Return the output matrix `(vocab, embedding)`."""
+        return read_float(self._output, pool)
+
+    def output_rows(self, start: int, stop: int) -> Floats:
+        """Return some rows of the output matrix."""
+        return to_float(self._output.info, self._output.read_rows(start, stop))
+
+    @cached_property
+    def _output(self) -> Tensor:
+        """Return the output matrix: the embeddings where the file has no other."""
         name = "output.weight" if self.source.tensor("output.weight") is not None else "token_embd.weight"
-        return read_float(self._checked(name), pool)
+        return self._checked(name)
 
     def output_norm(self, pool: Executor) -> Callable[[Floats], Floats]:
         """Return the last norm, a function of hidden states `(..., embedding)`."""

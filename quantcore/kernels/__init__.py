@@ -1,8 +1,9 @@
 """Accelerated kernels: beside the numpy arithmetic of a format, never required, and held to the same bytes.
 
     lanes       sixteen numbers at a time, the vocabulary of compiled kernels (numba);
-                with memory, where they come from, and shuffles, which exchange them
-    cpu/        one module per family: the searches, compiled
+                with memory, where they come from, shuffles, which exchange them, and tiles of products
+    cpu/        one module per family: the searches, compiled; and the steps of a forward pass, which are
+                held to numpy's numbers instead, but for rounding
     library     compiles them once, keeps the machine code on disk, loads it without numba
     cuda/       the same searches as raw CUDA kernels
 

@@ -16,18 +16,20 @@ from typing import Any
 from numba import njit
 
 from quantcore.kernels.lanes import KERNEL
-from quantcore.kernels.library import entry_name, reader_name
+from quantcore.kernels.library import entry_name, reader_name, step_name
 from quantcore.kernels.llvm import host_machine, open_binding
 
 
 def _entries(module: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a module has under the names that the index gives them."""
-    for name, pair in module.KERNELS.items():
+    for name, pair in getattr(module, "KERNELS", {}).items():
         for weighted, function in zip((False, True), pair, strict=True):
             if function is not None:
                 yield entry_name(name, weighted=weighted), function
     for name, function in getattr(module, "READERS", {}).items():
         yield reader_name(name), function
+    for name, function in getattr(module, "STEPS", {}).items():
+        yield step_name(name), function
 
 
 def compile_module(name: str, target: Path) -> dict[str, dict[str, str]]:

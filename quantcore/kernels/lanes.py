@@ -52,6 +52,7 @@ FloatPointer = types.CPointer(types.float32)
 IntPointer = types.CPointer(types.int32)
 BytePointer = types.CPointer(types.uint8)
 HalfPointer = types.CPointer(types.uint16)
+DoublePointer = types.CPointer(types.float64)
 
 # kernel(x, n_rows, row_length, importance, tables, out) -> status: the form of every kernel. `x` is finite
 # float32 (n_rows, row_length), `importance` float32 (row_length,) or null, `tables` what the format's
@@ -201,6 +202,18 @@ def _copysign(typingctx: Any, x: Any, y: Any) -> Any:
 
 
 with_sign = intrinsic(_copysign)  # with_sign(x, y): the magnitude of x with the sign of y
+
+
+def _fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    del typingctx
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return call_llvm(builder, f"llvm.fma.v{LANES}f32", VECTOR["F"], list(args))
+
+    return (F(F, F, F), emit) if (a, b, c) == (F, F, F) else None
+
+
+fused = intrinsic(_fused)  # fused(a, b, c): a * b + c, rounded once
 
 
 @intrinsic

@@ -34,7 +34,7 @@ from quantcore.kernels.status import check
 
 _FOLDER = Path(__file__).parent
 # What goes into machine code beside the kernels.
-_COMPILED = ("common", "compiler", "lanes", "llvm", "memory", "shuffles", "status")
+_COMPILED = ("common", "compiler", "lanes", "llvm", "memory", "shuffles", "status", "tiles")
 _INDEX = "index.json"
 _LOCK = ".lock"  # held while kernels are compiled
 UNUSED_SECONDS = 90 * 86400
@@ -50,6 +50,7 @@ Prove = Callable[["Library"], list[str]]
 
 
 _READER = "from "
+_STEP = "step "
 
 
 def entry_name(format_name: str, *, weighted: bool) -> str:
@@ -60,6 +61,11 @@ def entry_name(format_name: str, *, weighted: bool) -> str:
 def reader_name(type_name: str) -> str:
     """Return the name in the index of what reads a type of floats."""
     return f"{_READER}{type_name}"
+
+
+def step_name(name: str) -> str:
+    """Return the name in the index of a step of a forward pass."""
+    return f"{_STEP}{name}"
 
 
 def cache_root() -> Path:
@@ -152,7 +158,7 @@ class Library:
     @property
     def names(self) -> list[str]:
         """The kernels there are: names of formats, with a plus where importance is taken into account."""
-        return sorted(name for name in self._index if not name.startswith(_READER))
+        return sorted(name for name in self._index if not name.startswith((_READER, _STEP)))
 
     @property
     def entries(self) -> list[str]:
@@ -166,6 +172,10 @@ class Library:
     def reader(self, type_name: str) -> Compiled | None:
         """Return what reads a type of floats; see `quantcore.kernels.Kernels`."""
         return self._entry(reader_name(type_name))
+
+    def step(self, name: str) -> Compiled | None:
+        """Return a step of a forward pass, or None where numpy has to do; see `quantcore.kernels.cpu`."""
+        return self._entry(step_name(name))
 
     def _entry(self, name: str) -> Compiled | None:
         entry = self._index.get(name)

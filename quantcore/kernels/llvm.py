@@ -25,3 +25,8 @@ def host_machine(binding: Any) -> Any:
     target = binding.Target.from_default_triple()
     features = binding.get_host_cpu_features().flatten()
     return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3)
+
+
+def has_avx512() -> bool:
+    """Return whether this processor has 32 registers of sixteen float32."""
+    return bool(open_binding().get_host_cpu_features().get("avx512f"))

@@ -8,10 +8,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from quantcore.kernels.lanes import LANES, VECTOR, BytePointer, F, FloatPointer, HalfPointer, I
+from quantcore.kernels.lanes import LANES, VECTOR, BytePointer, DoublePointer, F, FloatPointer, HalfPointer, I
 
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_f32 = ir.FloatType()
+_f32, _f64 = ir.FloatType(), ir.DoubleType()
 
 _LANE_OF = {types.float32: F, types.int32: I, types.uint8: I, types.uint16: I}
 
@@ -128,7 +128,8 @@ def _pointer_cast(name: str, result: Any, element: Any) -> Any:
     return intrinsic(typed)
 
 
-# Pointers to the same memory as uint8, uint16 and float32.
+# Pointers to the same memory as uint8, uint16, float32 and float64.
 as_bytes = _pointer_cast("as_bytes", BytePointer, _i8)
 as_halves = _pointer_cast("as_halves", HalfPointer, _i16)
 as_floats = _pointer_cast("as_floats", FloatPointer, _f32)
+as_doubles = _pointer_cast("as_doubles", DoublePointer, _f64)

@@ -15,10 +15,12 @@ from quantcore.evaluate import forward
 from quantcore.evaluate.forward import map_logits, watch
 from quantcore.evaluate.ops import attend, gelu, soft_cap
 from quantcore.evaluate.rope import Rope, make_rope
+from quantcore.evaluate.steps import CompiledSteps, Steps
 from quantcore.ggufkv import f32, string, u32
 from quantcore.tensors import Tensor
 from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
 from tests.quantcore.evaluate import reference
+from tests.quantcore.kernels import compiled, needs_numba
 
 TOKENS = np.random.default_rng(3).integers(0, 259, size=(3, 24)).astype(np.int32)
 TOLERANCE = 2e-4  # of logits whose spread is several units
@@ -57,8 +59,9 @@ def with_tensor(source, name, change):
     return replace(source, tensors=tuple(changed(t) if named(t) else t for t in kept))
 
 
-def test_every_family_computes_what_plain_loops_compute(source, family):
-    logits = ours(source)
+@pytest.mark.parametrize("kind", ["numpy", pytest.param("compiled", marks=needs_numba)])
+def test_every_family_computes_what_plain_loops_compute(source, family, kind):
+    logits = ours(source, steps=Steps() if kind == "numpy" else CompiledSteps(compiled()))
 
     for chunk, tokens in enumerate(TOKENS):
         expected = reference.logits(config_of(family), weights_of(config_of(family)), tokens)[:-1]
@@ -72,6 +75,46 @@ def test_a_later_first_gives_the_same_rows(source):
 
 def test_chunks_do_not_see_each_other(source):
     assert np.allclose(ours(source)[2], ours(source, TOKENS[2:])[0], atol=TOLERANCE)
+
+
+def heads_swapped(rows):
+    first, second, *rest = np.split(rows, 4)
+    return np.concatenate([second, first, *rest])
+
+
+MISTAKES = {
+    "a norm is taken for ones": ("attn_norm.weight", np.ones_like),
+    "the norm between the parts is taken for ones": ("ffn_norm.weight", np.ones_like),
+    "the last norm is taken for ones": ("output_norm.weight", np.ones_like),
+    "heads of queries change places": ("attn_q.weight", heads_swapped),
+    "heads of keys change places": ("attn_k.weight", lambda rows: np.roll(rows, len(rows) // 2, axis=0)),
+    "heads of values change places": ("attn_v.weight", lambda rows: np.roll(rows, len(rows) // 2, axis=0)),
+    "heads reach the output in another order": ("attn_output.weight", lambda rows: heads_swapped(rows.T).T),
+    "rows of keys change places": ("attn_k.weight", lambda rows: rows[::-1]),
+    "rows of the gate change places": ("ffn_gate.weight", lambda rows: rows[::-1]),
+    "rows of embeddings change places": ("token_embd.weight", lambda rows: rows[::-1]),
+    "rows of the output change places": ("output.weight", lambda rows: rows[::-1]),
+    "the output is taken for the embeddings": ("output.weight", None),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_shows(tmp_path, mistake):
+    """Each part is far from without effect: what is wrong about it cannot hide below the tolerance."""
+    write_model(tmp_path, "llama")
+    source = open_huggingface(tmp_path)
+
+    assert far_from(ours(source), with_tensor(source, *MISTAKES[mistake]))
+
+
+def test_a_rope_of_the_other_kind_shows(tmp_path, monkeypatch):
+    write_model(tmp_path, "llama")
+    source = open_huggingface(tmp_path)
+    logits, rotate = ours(source), Rope.rotate
+
+    monkeypatch.setattr(Rope, "rotate", lambda self, *args: rotate(replace(self, kind="neox"), *args))
+
+    assert far_from(logits, source)
 
 
 def test_the_order_of_rows_of_q_matters(tmp_path):

@@ -1,0 +1,207 @@
+"""The steps of a forward pass, by numpy or by compiled kernels: whoever runs a layer is given either.
+
+`Steps` calls the functions of `quantcore.evaluate.ops`; `CompiledSteps` does the same sums, rounded
+differently in the last digit, several times faster where kernels were built and fall back on numpy for what
+they have none of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quantcore.architectures.base import Gate, NormKind
+from quantcore.errors import MissingEngine
+from quantcore.evaluate import ops
+from quantcore.evaluate.ops import Doubles, Floats
+from quantcore.kernels import library
+from quantcore.kernels.library import Compiled, Library
+
+GROUPS, LANES = 3, 16  # a tile's width in groups of outputs; see `quantcore.kernels.cpu.matmul`
+LARGEST_HEAD = 256
+NO_WINDOW = 1 << 30
+SPARE = 64  # numbers that may be read behind the last value
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A matrix `(outputs, inputs)` as the compiled product takes it: float32 `(groups, inputs, 16)`."""
+
+    outputs: int
+    values: Floats
+
+
+class Steps:
+    """The steps by numpy."""
+
+    def matrix(self, weight: Floats) -> Any:
+        """Return a matrix `(outputs, inputs)` in the form that `product` is fastest with."""
+        return weight
+
+    def ready(self, weight: Floats) -> Any:
+        """Return a matrix in that form, or each of a stack; a vector may be a matrix of one row."""
+        if weight.ndim == 3:
+            return tuple(self.matrix(one) for one in weight)
+        return self.matrix(weight) if weight.ndim == 2 and len(weight) > 1 else weight
+
+    def product(self, x: Floats, matrix: Any) -> Floats:
+        """Return `x` `(rows, inputs)` times the transposed `matrix` `(outputs, inputs)`."""
+        found: Floats = x @ matrix.T
+        return found
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
+        """Return what `ops.rms_norm` does."""
+        return ops.rms_norm(x, weight, eps)
+
+    def after_norm(
+        self, kind: NormKind, weights: Mapping[str, Floats], name: str, x: Floats, eps: float
+    ) -> Floats:
+        """Return what `ops.after_norm` does."""
+        weight = weights.get(f"{name}.weight")
+        if weight is None or kind != "rms":
+            return ops.after_norm(kind, weights, name, x, eps)
+        return self.rms_norm(x, weight, eps)
+
+    def gated(self, gate: Floats, up: Floats, kind: Gate) -> Floats:
+        """Return what `ops.gated` does; `gate` may be overwritten."""
+        return ops.gated(gate, up, kind)
+
+    def attend(
+        self,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        start: int,
+        window: int | None,
+        scale: float | None,
+        cap: float | None,
+        sinks: Floats | None,
+    ) -> Floats:
+        """Return what `ops.attend` does."""
+        return ops.attend(q, k, v, start, window, scale, cap, sinks)
+
+    def partition(self, logits: Floats) -> tuple[Doubles, Doubles]:
+        """Return what `ops.partition` does; `logits` may be overwritten."""
+        return ops.partition(logits)
+
+
+class CompiledSteps(Steps):
+    """The steps by compiled kernels, as many as there are."""
+
+    def __init__(self, kernels: Library) -> None:
+        names = ("pack", "product", "rms_norm", "gated", "pack_keys", "attend", "partition")
+        self._kernels: dict[str, Compiled] = {}
+        for name in names:
+            kernel = kernels.step(name)
+            if kernel is not None:
+                self._kernels[name] = kernel
+
+    def matrix(self, weight: Floats) -> Any:
+        if not {"pack", "product"} <= self._kernels.keys():
+            return weight
+        outputs, inputs = weight.shape
+        groups = -(-outputs // (GROUPS * LANES)) * GROUPS
+        values = np.empty((groups, inputs, LANES), dtype=np.float32)
+        self._kernels["pack"](_whole(weight), None, None, values)
+        return Panels(outputs, values)
+
+    def product(self, x: Floats, matrix: Any) -> Floats:
+        if not isinstance(matrix, Panels):
+            return super().product(x, matrix)
+        if x.shape[1] != matrix.values.shape[1]:
+            raise AssertionError(f"{x.shape} times panels of {matrix.values.shape}")
+        out = np.empty((len(x), matrix.outputs), dtype=np.float32)
+        sizes = np.array([matrix.outputs], dtype=np.int32)
+        self._kernels["product"](_whole(x), matrix.values, sizes, out)
+        return out
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
+        kernel = self._kernels.get("rms_norm")
+        if kernel is None or weight.size != x.shape[-1]:  # each head may have weights of its own
+            return super().rms_norm(x, weight, eps)
+        x, weight = _whole(x), _whole(weight)
+        out = np.empty_like(x)
+        kernel(_rows(x), weight, np.array([_bits(eps)], dtype=np.int32), out)
+        return out
+
+    def gated(self, gate: Floats, up: Floats, kind: Gate) -> Floats:
+        kernel = self._kernels.get("gated")
+        if kernel is None or kind != "silu":
+            return super().gated(gate, up, kind)
+        gate, up = _whole(gate), _whole(up)
+        if gate.shape != up.shape:
+            raise AssertionError(f"gates of {gate.shape} for {up.shape}")
+        kernel(_rows(gate), up, None, gate)
+        return gate
+
+    def attend(
+        self,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        start: int,
+        window: int | None,
+        scale: float | None,
+        cap: float | None,
+        sinks: Floats | None,
+    ) -> Floats:
+        there = {"attend", "pack_keys"} <= self._kernels.keys()
+        if not there or cap is not None or sinks is not None or q.shape[3] > LARGEST_HEAD:
+            return super().attend(q, k, v, start, window, scale, cap, sinks)
+        chunks, rows, heads, size = q.shape
+        keys, kv_heads = k.shape[1:3]
+        if not (k.shape == v.shape == (chunks, keys, kv_heads, size) and start + rows <= keys):
+            raise AssertionError(f"queries {q.shape} from {start}, keys {k.shape}, values {v.shape}")
+        factor = _bits(1 / math.sqrt(size) if scale is None else scale)
+        sizes = np.array([heads, kv_heads, start, keys, window or NO_WINDOW, factor], dtype=np.int32)
+        out = np.empty((chunks, rows, heads * size), dtype=np.float32)
+        for chunk in range(chunks):
+            seen = self._keys_and_values(k[chunk], v[chunk])
+            self._kernels["attend"](_whole(q[chunk]).reshape(rows, -1), seen, sizes, out[chunk])
+        return out
+
+    def _keys_and_values(self, k: Floats, v: Floats) -> Floats:
+        """Return packed keys, then values `(keys, kv_heads * size)`, then what may be read behind them."""
+        keys, kv_heads, size = k.shape
+        packed = kv_heads * -(-keys // LANES) * LANES * size
+        seen = np.empty(packed + v.size + SPARE, dtype=np.float32)
+        heads = np.array([kv_heads], dtype=np.int32)
+        self._kernels["pack_keys"](_whole(k).reshape(keys, -1), None, heads, seen)
+        seen[packed : packed + v.size] = v.reshape(-1)
+        seen[packed + v.size :] = 0
+        return seen
+
+    def partition(self, logits: Floats) -> tuple[Doubles, Doubles]:
+        kernel = self._kernels.get("partition")
+        if kernel is None:
+            return super().partition(logits)
+        found = np.empty((len(logits), 2), dtype=np.float64)
+        kernel(_whole(logits), None, None, found)
+        return found[:, 0], found[:, 1]
+
+
+def best_steps() -> Steps:
+    """Return the compiled steps where kernels were built for this processor, those of numpy elsewhere."""
+    try:
+        kernels = library.load()
+    except MissingEngine:  # never required
+        return Steps()
+    return Steps() if kernels is None else CompiledSteps(kernels)
+
+
+def _whole(x: Floats) -> Floats:
+    """Return `x` as kernels take it: float32, one number after another."""
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _rows(x: Floats) -> Floats:
+    return x.reshape(-1, x.shape[-1])  # (rows, inputs)
+
+
+def _bits(value: float) -> np.int32:
+    """Return the bits of a float32, as kernels take it among whole numbers."""
+    return np.float32(value).view(np.int32)
