@@ -15,7 +15,7 @@ from quantcore.ggufkv import ValueType, encode
 from quantcore.models import open_model
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
-from tests.golden.make_conversions import short
+from tests.golden.make_conversions import family_and_type, short
 from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
 
 DEMO = "hub/demo/tiny-novels-7m"
@@ -331,16 +331,17 @@ def listed(key, value):
     return [key, " ".join(kind.name for kind in kinds), short(plain)]
 
 
-@pytest.mark.parametrize("family", sorted(GOLDEN))
-def test_files_are_those_of_llama_cpps_converter(tmp_path, family):
+@pytest.mark.parametrize("case", sorted(GOLDEN))
+def test_files_are_those_of_llama_cpps_converter(tmp_path, case):
     """Metadata one by one, so that a difference is seen, and then all bytes."""
-    write_model(tmp_path / "model", family, "F16")
+    family, dtype = family_and_type(case)
+    write_model(tmp_path / "model", family, dtype)
     source = open_huggingface(tmp_path / "model")
 
-    written = quantize(source, make_plan(source, "F16"), tmp_path / "model.gguf", threads=1)
+    written = quantize(source, make_plan(source, dtype), tmp_path / "model.gguf", threads=1)
 
-    assert [listed(*pair) for pair in source.metadata.items()] == GOLDEN[family]["metadata"]
-    assert written.sha256 == GOLDEN[family]["sha256"]
+    assert [listed(*pair) for pair in source.metadata.items()] == GOLDEN[case]["metadata"]
+    assert written.sha256 == GOLDEN[case]["sha256"]
 
 
 def test_norms_of_heads_that_are_missing_are_named(tmp_path):
