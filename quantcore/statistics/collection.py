@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,13 +69,20 @@ class Collection:
     origin: Origin
     layers: tuple[tuple[Input, ...], ...]
 
-    def layer(self, index: int) -> tuple[Shared, ...]:
-        """Return what was found of the inputs of a layer; raises `UnreadableFile` for a damaged file."""
+    def layer(self, index: int, wanted: Collect | None = None) -> tuple[Shared, ...]:
+        """Return what was found of the inputs of a layer, or as much of it as is `wanted`.
+
+        Raises `UnreadableFile` for a damaged file, `InputError` where something wanted was not collected.
+        """
+        collected = self.origin.collect
+        if wanted is not None:
+            self.require(self.origin.model_sha256, wanted)
+            collected = replace(wanted, samples=collected.samples if wanted.samples else 0)
         path = layer_path(self.path, index)
         said = read_metadata(path).get("calibration", "null")
         if parse_object(said.encode(), f"{path}: its origin is") != self.origin.document():
             raise UnreadableFile(f"{path}: is of another model, text or collection than {INDEX} says")
-        reader = LayerReader.opened(path, self.origin.collect)
+        reader = LayerReader.opened(path, collected)
         return tuple(reader.shared(each.names, each.width) for each in self.layers[index])
 
     def require(self, model_sha256: str, wanted: Collect) -> None:
@@ -99,11 +106,10 @@ class Collection:
 
     def sums(self) -> Sums:
         """Return the importance matrix; raises `InputError` where it was not collected."""
-        self.require(self.origin.model_sha256, Collect(importance=True))
         texts = self.origin.texts
         sums = Sums(texts[-1].n_ctx, datasets=[it.name for it in texts], hashes=[it.sha256 for it in texts])
         for index in range(len(self.layers)):
-            for shared in self.layer(index):
+            for shared in self.layer(index, Collect(importance=True)):
                 squares = np.stack([tally.squares for tally in shared.tallies if tally.squares is not None])
                 counts = np.array([tally.rows for tally in shared.tallies], dtype=np.float64)
                 for name in shared.names:
@@ -160,6 +166,8 @@ def _origin(document: dict[str, Any]) -> Origin:
         )
         for text in document["texts"]
     )
+    if not texts:
+        raise ValueError("no texts")
     asked = document["collect"]
     collect = Collect(
         importance=_of(bool, asked["importance"]),

@@ -115,8 +115,9 @@ class LayerReader:
         self._by_channel(stem, tallies)
         if self.collect.hessians:
             tensor = self._tensor(f"{stem}.hessian", "F32", (len(tallies), packed_size(width)))
+            sizes = Gram(width).packed_sizes()
             for number, tally in enumerate(tallies):
-                tally.gram = Gram.unpacked(width, _pieces(tensor, number, Gram(width).packed_sizes()))
+                tally.gram = Gram.unpacked(width, _pieces(tensor, number, sizes))
         if self.collect.samples:
             self._samples(stem, tallies)
         if (rows < 0).any() or not all(tally.finite() for tally in tallies):

@@ -89,6 +89,17 @@ def test_the_importance_in_it_is_that_of_the_importance_matrix(source, tmp_path)
     assert (sums.datasets, sums.hashes, sums.n_chunks) == (alone.datasets, alone.hashes, alone.n_chunks)
 
 
+def test_what_is_not_wanted_is_not_read(llama, tmp_path, monkeypatch):
+    """Hessians are gigabytes where the sums beside them are a page."""
+    collection = made(llama, tmp_path / "out")
+
+    monkeypatch.setattr("quantcore.statistics.layerfiles.Gram.unpacked", None)
+
+    assert len(collection.sums().values) == 14
+    (tally,) = collection.layer(0, Collect(activations=True, samples=1))[0].tallies
+    assert (tally.gram, tally.squares, len(tally.sample.rows)) == (None, None, 6)
+
+
 def test_files_say_what_they_are_of(llama, tmp_path):
     origin = open_collection(made(llama, tmp_path / "out").path).origin
 
@@ -176,6 +187,7 @@ def edited(path, change):
         lambda it: it.update(version=2),
         lambda it: it.update(layers=3),
         lambda it: it.update(texts=[{}]),
+        lambda it: it.update(texts=[]),
         lambda it: it["texts"][0].update(chunks=0),
         lambda it: it["collect"].update(hessians="yes"),
         lambda it: it["layers"][0][0].update(names=[]) or it["layers"][0][0].update(width=-1),
