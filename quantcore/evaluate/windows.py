@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from quantcore.architectures.windows import Windows
+from quantcore.errors import UnknownArchitecture
 from quantcore.sources.base import Source
 
 LENGTH, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+# Sizes of heads that layers with a window could have for themselves, and of all others.
+SIZES = (
+    ("attention.key_length_swa", "attention.key_length"),
+    ("attention.value_length_swa", "attention.value_length"),
+    ("rope.dimension_count_swa", "rope.dimension_count"),
+)
 
 
 def layer_windows(source: Source, windows: Windows | None, layers: int) -> tuple[int | None, ...]:
     """Return the sliding window of each of so many layers, None where all earlier tokens are seen.
 
-    Raises `UnreadableFile` for a window that shows nothing, or a pattern that does not say it of each layer.
+    Raises `UnreadableFile` for a window that shows nothing, or a pattern that does not say it of each layer,
+    and `UnknownArchitecture` for heads of other sizes in layers with a window, which no known family has.
     """
     if windows is None:
         return (None,) * layers
@@ -21,6 +29,9 @@ def layer_windows(source: Source, windows: Windows | None, layers: int) -> tuple
         raise source.bad_hparam(LENGTH, length, "a number of tokens")
     if length == 0:
         return (None,) * layers
+    for own, others in SIZES:
+        if source.hparam(own, source.hparam(others)) != source.hparam(others):
+            raise UnknownArchitecture(f"{source.path}: {source.architecture}.{own} of its own is not known")
     return tuple(length if hidden else None for hidden in _pattern(source, windows, layers))
 
 

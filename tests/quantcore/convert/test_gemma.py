@@ -9,9 +9,11 @@ import pytest
 
 from quantcore.convert import open_huggingface
 from quantcore.errors import UnknownArchitecture, UnreadableFile
+from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
 from tests.golden.make_conversions import KEPT
+from tests.quantcore.convert import gemma
 from tests.quantcore.convert.families import (
     config_of,
     safetensors_bytes,
@@ -225,3 +227,36 @@ def test_a_norm_behind_a_part_that_is_missing_is_named(tmp_path):
         UnreadableFile, match=r"the weights lack blk\.1\.post_ffw_norm\.weight, which gemma2 needs"
     ):
         open_huggingface(tmp_path)
+
+
+def test_ids_are_those_of_llama_cpp(tmp_path):
+    """Whole tokens first, control tokens as text, the rest by scores or as bytes; no space before all."""
+    write_model(tmp_path, "gemma3")
+    tokenizer = load_tokenizer(open_huggingface(tmp_path))
+
+    ids = tokenizer.encode("  the tea\n\n\n   h\u00e9at <table><eos> \u6211\u2581a<start_of_turn>").tolist()
+
+    assert ids[:16] == [2, 10, 272, 280, 274, 280, 278, 9, 8, 11, 277, 275, 278, 279, 281, 12]
+    assert ids[16:27] == [73, 280, 124, 128, 75, 281, 243, 149, 158, 269, 73]
+    assert ids[27:] == [128, 279, 278, 127, 279, 108, 124, 115, 108, 279, 130, 127, 123, 75]
+
+
+def test_a_tokenizer_saved_as_json_alone_puts_no_space_before_text_either(tmp_path):
+    """The converter of llama.cpp takes such a model for one with another kind of tokenizer."""
+    write_model(tmp_path, "gemma3")
+    (tmp_path / "tokenizer.model").unlink()
+    entries = gemma.pieces()
+    added = [{"id": n, "content": text, "special": True} for n, (text, _, _) in enumerate(entries[:8])]
+    model = {
+        "type": "BPE",
+        "byte_fallback": True,
+        "vocab": {text: n for n, (text, _, _) in enumerate(entries)},
+    }
+    model |= {"unk_token": "<unk>", "merges": [["t", "h"], ["h", "e"], ["\u2581", "t"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": added}))
+
+    source = open_huggingface(tmp_path)
+
+    assert source.get("tokenizer.ggml.add_space_prefix") is False
+    assert source.get("tokenizer.ggml.token_type")[:14] == [3, 3, 3, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 6]
+    assert load_tokenizer(source).encode("th").tolist() == [2, 272]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from quantcore.architectures.windows import Windows
-from quantcore.errors import UnreadableFile
+from quantcore.errors import UnknownArchitecture, UnreadableFile
 from quantcore.evaluate.windows import layer_windows
 from quantcore.ggufkv import ValueType, array, string, u32
 from quantcore.sources.base import Source
@@ -62,3 +64,15 @@ def test_a_file_may_have_a_pattern_of_its_own(pattern, windows):
 def test_windows_that_cannot_be_are_refused(window, pattern, said):
     with pytest.raises(UnreadableFile, match=said):
         layer_windows(source(window, pattern), Windows(2), 2)
+
+
+def test_heads_of_another_size_where_there_is_a_window_are_refused():
+    stated = source(WINDOW)
+
+    def sized(own, others):
+        keys = {"some.attention.key_length_swa": u32(own), "some.attention.key_length": u32(others)}
+        return replace(stated, metadata={**stated.metadata, **keys})
+
+    assert layer_windows(sized(8, 8), Windows(2), 2) == (7, None)
+    with pytest.raises(UnknownArchitecture, match=r"some\.attention\.key_length_swa of its own is not known"):
+        layer_windows(sized(4, 8), Windows(2), 2)
