@@ -102,7 +102,7 @@ class Way:
     @property
     def title(self) -> str:
         names = [measurement.get_metric_display() for measurement in self.measurements]
-        return ", ".join([names[0], *(name.lower() for name in names[1:])])
+        return ", ".join([names[0], *(_inside(name) for name in names[1:])])
 
     @property
     def newest(self) -> Measurement:
@@ -119,6 +119,11 @@ class Way:
         for key in ("protocol_key", "depth"):  # a test that is behind a depth ends in it
             found.pop(key, None)
         return found
+
+
+def _inside(name: str) -> str:
+    """Return a name as it stands inside a sentence; abbreviations keep their capitals."""
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]
 
 
 @dataclass(frozen=True)

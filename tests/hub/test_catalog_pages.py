@@ -208,15 +208,18 @@ def test_whoever_asks_for_the_icon_by_its_old_name_is_led_to_it(client):
 @pytest.mark.django_db
 def test_percentiles_stand_under_the_figure_that_they_are_of(client):
     model = add_model(1)
-    statistics = {"max": 2.7081, "p999": 1.3237, "median": 0.0332, "p001": 5.1e-05}
+    statistics = {"max": 2.7081, "p999": 1.3237, "median": 0.0332, "p001": 5.1e-05, "min": -4.8e-07}
     shown = measure("kl_divergence", 0.0453, 0.0024, quant=Quant.objects.get(), statistics=statistics)
     measure("bits_per_byte", 1.18374, 0.02251, quant=Quant.objects.get())
+    measure("rms_delta_p", 4.7562, 0.5796, unit="%", quant=Quant.objects.get(), statistics={"mean": -0.0451})
 
     text = text_of(client.get(model.get_absolute_url()))
 
-    assert "KL divergence from the source: 0.0453 ± 0.0024 Largest 2.7081 99.9 % 1.3237" in text
-    assert "Median 0.0332 0.1 % 5.1e-05" in text
+    assert "KL divergence from the source: 0.0453 ± 0.0024 Largest 2.71 99.9 % 1.32" in text
+    assert "Median 0.0332 0.1 % 5.1e\u221205 Smallest 0 " in text
     assert "53.34 ± 1.18 1.1837 ± 0.0225" in text
+    assert "KL divergence from the source, RMS change of token probability" in text
+    assert "RMS change of token probability: 4.76 ± 0.58 % Mean \u22120.0451" in text
     (quant,) = client.get(f"/api/v1/models/{model}").json()["quants"]
     (found,) = (m for m in quant["measurements"] if m["metric"] == "kl_divergence")
     assert found["statistics"] == statistics

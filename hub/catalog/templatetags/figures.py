@@ -14,6 +14,7 @@ from hub.catalog.models import Measurement
 
 register = template.Library()
 SPACE = "\u00a0"
+TINY = 1e-6  # below it percentiles are rounding
 MINUS = "\u2212"
 TIMES = "\u00d7"
 NOT_MEASURED = "not measured"
@@ -189,6 +190,16 @@ def entries(mapping: Any, names: str = "") -> list[tuple[str, str]]:
     return list(_flat(mapping, ""))
 
 
+@register.filter
+def spread(statistics: dict[str, float]) -> list[tuple[str, str]]:
+    """Return percentiles as labelled lines, in three digits; of what is next to nothing fewer."""
+    return [(_capital(_label(name)), _number(value)) for name, value in statistics.items()]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}".replace("-", MINUS) if abs(value) >= TINY else "0"
+
+
 LABELS = {
     "n_ctx": "context length",
     "sha256": "SHA-256",
@@ -203,6 +214,8 @@ LABELS = {
     "n_batch": "batch",
     "n_ubatch": "micro-batch",
     "n_gpu_layers": "layers on cards",
+    "scored_bytes": "bytes scored",
+    "dataset_bytes": "bytes of dataset",
     "p999": "99.9 %",
     "p99": "99 %",
     "p95": "95 %",
@@ -268,7 +281,11 @@ def _flat(value: Any, label: str) -> list[tuple[str, str]]:
         label, value = label.removesuffix(" bytes"), size(value)
     if isinstance(value, float):
         value = f"{value:.6g}"
-    return [(label[:1].upper() + label[1:], str(value))] if value not in (None, "") else []
+    return [(_capital(label), str(value))] if value not in (None, "") else []
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _label(key: str) -> str:

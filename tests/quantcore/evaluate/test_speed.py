@@ -42,6 +42,8 @@ def test_bench_prints_one_document_and_nothing_else(demo, capfd):
     assert document["backend"]
     assert document["engine_version"].startswith("xllamacpp ")
     assert document["not_measured"] == []
+    flags = {"n_ctx": 24, "n_batch": 2048, "n_ubatch": 512, "n_gpu_layers": "all that fit"}
+    assert document["flags"] == flags | {"flash_attn": "auto", "rope_stretched": False, "seed": 1}
 
 
 def test_each_test_is_run_at_each_depth(demo, capsys):
