@@ -19,7 +19,8 @@ from typing import Any
 from quantcore.atomic import AtomicFile
 from quantcore.cores import usable_threads
 from quantcore.errors import InputError, UnreadableFile
-from quantcore.evaluate.effects import Rounding, effects
+from quantcore.evaluate.changed import Rounding
+from quantcore.evaluate.effects import effects
 from quantcore.evaluate.losses import errors, rounded
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked

@@ -8,15 +8,16 @@ all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from quantcore.evaluate.blas import workers
+from quantcore.evaluate.changed import Rounding, divergences
 from quantcore.evaluate.forward import Layer, Run, Tokens
+from quantcore.evaluate.head import Head
 from quantcore.evaluate.meter import layer_cost, logits_cost
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.weights import Weights
@@ -24,21 +25,16 @@ from quantcore.progress import Progress, Report, ignore, seconds_left
 from quantcore.sources.base import Source
 
 STATES_BYTES = 1 << 30  # hidden states of the variants that are carried together
-ROWS = 64  # scored positions whose logits exist at a time, for each worker
 EMBEDDINGS, OUTPUT = "token_embd.weight", "output.weight"
-
-# Returns the rounded values of a tensor, of the same shape.
-Rounding = Callable[[Floats], Floats]
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass
-class _Variant:
-    """The model with one tensor rounded: its hidden states, and its output matrix if that is another."""
+class Variant:
+    """The model with one tensor rounded: its hidden states, and the rounding of its output matrix, if any."""
 
     name: str
     states: Floats
-    matrix: Floats | None = None
+    rounding: Rounding | None = None
 
 
 def effects(
@@ -90,13 +86,14 @@ class _Effects:
     def _span(self, span: range, states: Floats, pool: Executor) -> tuple[Floats, dict[str, float]]:
         """Return the model's states behind the layers `span`, and the effects of their tensors."""
         behind = states
-        variants = self._embedded(states, pool) if span.start == 0 else []
+        variants = self._embedded(states) if span.start == 0 else []
         for index in range(span.start, self.layers):
-            layer = self.run.layer(index, pool)
+            raw = self.run.layer(index, pool)
+            layer = self.run.ready(raw, pool)
             started = [(layer, states), *((layer, variant.states) for variant in variants)]
             if index in span:
-                started += [(self._rounded(layer, name), states) for name in self.own(index)]
-                variants += [_Variant(name, states) for name in self.own(index)]
+                started += [(self._rounded(raw, layer, name), states) for name in self.own(index)]
+                variants += [Variant(name, states) for name in self.own(index)]
             states, *passed = pool.map(
                 _run, *zip(*started, strict=True), [self.run.starts[index]] * len(started)
             )
@@ -105,17 +102,23 @@ class _Effects:
             self.meter.layer(index, len(started))
             if index == span.stop - 1:
                 behind = states
-        matrix = self.weights.output(pool)
-        if span.start == 0:
-            variants += self._projected(states, matrix)
-        return behind, self._scored(states, variants, matrix, pool)
+        if span.start == 0 and OUTPUT in self.roundings:
+            variants.append(Variant(OUTPUT, states, self.roundings[OUTPUT]))
+        return behind, self._scored(states, variants, pool)
 
-    def _rounded(self, layer: Layer, name: str) -> Layer:
+    def _rounded(self, raw: Layer, ready: Layer, name: str) -> Layer:
+        """Return the layer `ready` with one of its `raw` weights, or what it was split into, rounded."""
         part = name.split(".", 2)[2]
-        rounded = self.roundings[name](layer.weights[part])
-        return replace(layer, weights={**layer.weights, part: rounded})
+        whole = part.removesuffix(".weight")
+        pieces = self.weights.architecture.fused.get(whole)
+        parts = [f"{piece}.weight" for piece in pieces] if pieces else [part]
+        changed = {
+            one: self.run.steps.ready(self.roundings[name](np.ascontiguousarray(raw.weights[one])))
+            for one in parts
+        }
+        return replace(ready, weights={**ready.weights, **changed})
 
-    def _embedded(self, states: Floats, pool: Executor) -> list[_Variant]:
+    def _embedded(self, states: Floats) -> list[Variant]:
         """Return the variant with rounded embeddings, if asked for: as the output too, if they are it."""
         rounding = self.roundings.get(EMBEDDINGS)
         if rounding is None:
@@ -123,43 +126,25 @@ class _Effects:
         scale = np.float32(self.weights.scales.embedding)
         rows = states.reshape(-1, states.shape[-1]) / scale  # (chunks * n_ctx, embedding)
         tied = self.weights.source.tensor(OUTPUT) is None
-        matrix = rounding(self.weights.output(pool)) if tied else None
-        return [_Variant(EMBEDDINGS, (rounding(rows) * scale).reshape(states.shape), matrix)]
+        return [
+            Variant(EMBEDDINGS, (rounding(rows) * scale).reshape(states.shape), rounding if tied else None)
+        ]
 
-    def _projected(self, states: Floats, matrix: Floats) -> list[_Variant]:
-        rounding = self.roundings.get(OUTPUT)
-        return [] if rounding is None else [_Variant(OUTPUT, states, rounding(matrix))]
+    def _scored(self, states: Floats, variants: list[Variant], pool: Executor) -> dict[str, float]:
+        """Return the mean divergence of each variant over the scored positions."""
+        head, count = Head(self.weights, self.run.steps), self.tokens.shape[1] - 1 - self.first
+        rows = len(self.tokens) * count
 
-    def _scored(
-        self, states: Floats, variants: list[_Variant], matrix: Floats, pool: Executor
-    ) -> dict[str, float]:
-        norm = self.weights.output_norm(pool)
-        scored = self.tokens.shape[1] - 1 - self.first
+        def late(states: Floats) -> Floats:
+            return states[:, :count].reshape(rows, -1)  # (chunks * scored, embedding)
 
-        def log_probs(states: Floats, rows: slice, matrix: Floats) -> Floats:
-            late = states[:, :scored].reshape(-1, states.shape[-1])[rows]  # (rows, embedding)
-            logits = self.run.logits(norm(late), matrix)  # (rows, vocab)
-            logits -= logits.max(axis=-1, keepdims=True)
-            total = np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)  # (rows, 1)
-            logits -= np.log(total).astype(np.float32)
-            return logits
-
-        sums = {variant.name: 0.0 for variant in variants}
-        count = len(self.tokens) * scored
-        for begin in range(0, count, ROWS):
-            rows = slice(begin, begin + ROWS)
-            expected = log_probs(states, rows, matrix)
-            weight = np.exp(expected)
-
-            def divergence(variant: _Variant, rows: slice = rows) -> float:
-                own = matrix if variant.matrix is None else variant.matrix
-                change = expected - log_probs(variant.states, rows, own)  # noqa: B023
-                return float(np.vdot(weight, change))  # noqa: B023
-
-            for variant, found in zip(variants, pool.map(divergence, variants), strict=True):
-                sums[variant.name] += found
-            self.meter.logits(len(expected), len(variants))
-        return {name: total / count for name, total in sums.items()}
+        base, *others = head.normed([late(states), *(late(it.states) for it in variants)], pool)
+        roundings = [variant.rounding for variant in variants]
+        share = rows / (2 * len(head.slabs))
+        found = divergences(
+            head, base, others, roundings, pool, lambda: self.meter.logits(share, len(variants))
+        )
+        return {variant.name: float(kld.mean()) for variant, kld in zip(variants, found, strict=True)}
 
 
 def _run(layer: Layer, states: Floats, start: int) -> Floats:
@@ -176,7 +161,7 @@ class _Meter:
         self.row = logits_cost(shape, 1)
         scored = chunks * (n_ctx - 1 - work.first)
         self.total = sum(self._span(work, span, scored) for span in work.spans)
-        self.done, self.began = 0, time.monotonic()
+        self.done, self.began = 0.0, time.monotonic()
 
     def _span(self, work: _Effects, span: range, scored: int) -> int:
         carried = sum(name in work.roundings for name in (EMBEDDINGS, OUTPUT)) if span.start == 0 else 0
@@ -190,13 +175,13 @@ class _Meter:
         """Report that so many variants passed a layer."""
         self._add(variants * self.layers[index], f"layer {index + 1} of {len(self.layers)}")
 
-    def logits(self, rows: int, variants: int) -> None:
+    def logits(self, rows: float, variants: int) -> None:
         """Report that so many rows of each variant were scored."""
         self._add((1 + variants) * rows * self.row, "predictions")
 
-    def _add(self, work: int, item: str) -> None:
+    def _add(self, work: float, item: str) -> None:
         self.done += work
         share, seconds = min(1.0, self.done / self.total), time.monotonic() - self.began
-        left = seconds_left(self.done, self.total, seconds)
+        left = seconds_left(int(self.done), self.total, seconds)
         done = int(share * self.count)
         self.report(Progress("weigh", done, self.count, "tensors", seconds, left, item))

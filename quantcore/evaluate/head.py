@@ -56,7 +56,8 @@ class Head:
         norm = self.weights.output_norm(pool)
         return [norm(rows) for rows in states]
 
-    def _matrix(self, slab: slice) -> Any:
+    def matrix(self, slab: slice) -> Any:
+        """Return rows of the output matrix, ready for products."""
         return self.steps.matrix(self.weights.output_rows(slab.start, slab.stop))
 
     def logits(self, normed: Floats, matrix: Any) -> Floats:
@@ -81,7 +82,7 @@ class Head:
         """
 
         def score(slab: slice) -> list[Losses]:
-            matrix = self._matrix(slab)
+            matrix = self.matrix(slab)
             return [
                 self._score(self.logits(rows, matrix), slab, wanted)
                 for rows, wanted in zip(normed, tokens, strict=True)
@@ -106,14 +107,14 @@ class Head:
         size = max(1, LOGITS_BYTES // max(1, 4 * vocab * len(normed[0])))
         matrices: list[Any] = []
         if 4 * vocab * self.weights.shape.embedding <= KEPT_BYTES:
-            matrices = list(pool.map(self._matrix, self.slabs))
+            matrices = list(pool.map(self.matrix, self.slabs))
         for first in range(0, len(normed), size):
             places = range(first, min(first + size, len(normed)))
             logits = [np.empty((len(normed[place]), vocab), dtype=np.float32) for place in places]
 
             def fill(number: int, first: int = first, logits: list[Floats] = logits) -> None:
                 slab = self.slabs[number]
-                matrix = matrices[number] if matrices else self._matrix(slab)
+                matrix = matrices[number] if matrices else self.matrix(slab)
                 for place, out in enumerate(logits, start=first):
                     out[:, slab] = self.logits(normed[place], matrix)
 
