@@ -380,13 +380,14 @@ def test_layers_with_a_window_may_have_a_rope_base_of_their_own_and_no_scaling(t
     assert np.isclose(turns(Windows(2, base=1e4), freq_base_swa=16.0), np.sin(0.5))
 
 
-def test_blocks_of_queries_do_not_show():
+@pytest.mark.parametrize("window", [None, 7, 100])
+def test_blocks_of_queries_do_not_show(window):
     random = np.random.default_rng(6)
     q, k, v = (random.standard_normal((2, 300, heads, 4)).astype(np.float32) for heads in (4, 2, 2))
 
-    whole = attend(q, k, v, 0)
+    whole = attend(q, k, v, 0, window)
 
-    late = attend(q[:, 150:], k, v, 150)
+    late = attend(q[:, 150:], k, v, 150, window)
     assert np.allclose(whole[:, 150:], late, atol=1e-6)
 
 
