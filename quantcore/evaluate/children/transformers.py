@@ -84,11 +84,18 @@ class Model:
 
     def memory(self) -> dict[str, Any]:
         """Return bytes of weights, tied ones once, and of the longest cache. Scratch space is not told."""
-        held = [*self.model.parameters(), *self.model.buffers()]
+        held = [*self.model.parameters(), *self.model.buffers(), *self._scales()]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in held}
         tokens, kv, kind = self.largest
         weights = sum(storage.nbytes() for storage in storages.values())
         return {"model": weights, "kv": kv, "compute": None, "n_ctx": tokens, "type_k": kind, "type_v": kind}
+
+    def _scales(self) -> list[Any]:
+        """Return what bitsandbytes keeps beside its weights: scales, their own scales, and the code."""
+        states = [getattr(weight, "quant_state", None) for weight in self.model.parameters()]
+        states += [getattr(state, "state2", None) for state in states]
+        held = [value for state in states if state is not None for value in vars(state).values()]
+        return [value for value in held if isinstance(value, self.torch.Tensor)]
 
     def backend(self) -> str:
         """Return what it runs on, and in which type it calculates."""

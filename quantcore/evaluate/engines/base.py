@@ -80,7 +80,7 @@ class Engine:
             return f"{self.name} is not installed ({self.install})"
         missing = [package for package in self.kinds[kind] if not installed(package)]
         if missing:
-            return f"{self.name} needs {' and '.join(missing)} for {kind}, which is not installed"
+            return f"{self.name} needs {' and '.join(missing)} for {kind} weights: not installed"
         if self.cuda and not hardware().gpus:
             return f"{self.name} needs a CUDA card, and there is none here"
         return ""

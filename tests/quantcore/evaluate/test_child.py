@@ -40,8 +40,8 @@ def is_running(pid):
 
 
 LOAD_FAILS = (
-    "import sys; sys.stderr.write('0.00.1 E ggml_backend_cpu_buffer_type_alloc_buffer: "
-    "failed to allocate buffer of size 9\\n0.00.2 E srv load_model: failed to load model\\n');"
+    "import sys; sys.stderr.write('0.00.1 E ggml_aligned_malloc: "
+    "insufficient memory (attempted to allocate 180.00 MB)\\n0.00.2 E srv load_model: failed to load model\\n');"
 )
 
 
@@ -55,7 +55,7 @@ LOAD_FAILS = (
         ("""print('{"error": "RuntimeError: no"}')""", UnreadableFile, "cannot run it: RuntimeError: no"),
         ("""print('{"result": {"sam', end='')""", ResourceError, r"died \(exit status 0\)"),
         ("import os; os.kill(os.getpid(), 9)", NotEnoughMemory, r"out of memory, killed by signal 9"),
-        (f"""{LOAD_FAILS} print('{{"error": "RuntimeError: no"}}')""", NotEnoughMemory, "buffer of size 9"),
+        (f"""{LOAD_FAILS} print('{{"error": "RuntimeError: no"}}')""", NotEnoughMemory, "allocate 180.00 MB"),
         (
             """print('{"error": "RuntimeError: can\\'t allocate memory: you tried"}')""",
             NotEnoughMemory,
