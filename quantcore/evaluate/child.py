@@ -34,7 +34,8 @@ TAIL_LINES = 20  # of the log, that an error carries as its note
 
 # What engines, C++, Python and PyTorch say where memory runs out.
 _NO_MEMORY = re.compile(
-    r"(?:unable|failed|can.t|cannot) (?:to )?(?:re)?allocate|(?:out of|insufficient) memory|bad_alloc|MemoryError",
+    r"(?:unable|failed|can.t|cannot) (?:to )?(?:re)?allocate"
+    r"|(?:out of|insufficient) memory|bad_alloc|MemoryError",
     re.IGNORECASE,
 )
 

@@ -41,7 +41,7 @@ def is_running(pid):
 
 LOAD_FAILS = (
     "import sys; sys.stderr.write('0.00.1 E ggml_aligned_malloc: "
-    "insufficient memory (attempted to allocate 180.00 MB)\\n0.00.2 E srv load_model: failed to load model\\n');"
+    "insufficient memory (attempted to allocate 180.00 MB)\\n0.00.2 E srv load_model: failed to load\\n');"
 )
 
 
