@@ -437,7 +437,8 @@ def _spread(spread: Any, factor: float = 1.0) -> dict[str, float]:
     names = [name for name in reversed(named) if name not in {"mean", "stderr"}]
     # A mean that is not the figure's own is worth keeping.
     names = ["mean", "stderr", *names] if factor != 1.0 else names
-    return {name: float(f"{factor * named[name]:.7g}") for name in names}
+    rounded = {name: _rounded(factor * named[name]) for name in names}
+    return {name: value for name, value in rounded.items() if value is not None}
 
 
 def perplexity(source: Source, text: Path, tell: Tell) -> Quality:

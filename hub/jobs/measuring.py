@@ -208,10 +208,12 @@ def _baseline(
 
 def _absolute(quality: engine.Quality) -> list[actions.Measured]:
     """Return the figures that stand alone, of a source as of a quant."""
-    return [
+    found = [
         _measured(Metric.PPL, quality.perplexity, "", quality.method),
         _measured(Metric.BPB, quality.bits_per_byte, "bits/byte", quality.method),
     ]
+    # Tokens that stand for no byte of the text have no bits for each; no database takes that for a number.
+    return [figure for figure in found if math.isfinite(figure.value)]
 
 
 def _require_sane(quality: engine.Quality) -> None:
