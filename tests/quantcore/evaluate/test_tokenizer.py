@@ -113,8 +113,8 @@ def test_control_tokens_in_text_are_text_and_user_defined_ones_are_tokens(demo):
 
 
 def test_an_unknown_or_missing_tokenizer_is_refused(demo):
-    with pytest.raises(InputError, match="'bert' is not known"):
-        load_tokenizer(changed(demo, model=string("bert")))
+    with pytest.raises(InputError, match="'t5' is not known; there are bert, gemma4, gpt2, llama"):
+        load_tokenizer(changed(demo, model=string("t5")))
     with pytest.raises(InputError, match=r"has no tokenizer"):
         load_tokenizer(changed(demo, tokens=array(ValueType.STRING, [])))
 
