@@ -528,7 +528,8 @@ def tensor_errors(source: Source, quant: Source, importance: Importance | None, 
         "threads": settings.JOB_THREADS,
     }
     if importance is not None:
-        method["weighted_by"] = importance_method(importance)
+        measured = importance_method(importance)
+        method["weighted_by"] = measured | {"tokens": N_CTX * importance.n_chunks}
     return TensorErrors(columns, _rounded(found.relative), method)
 
 

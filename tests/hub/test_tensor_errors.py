@@ -72,7 +72,9 @@ def test_a_calibration_weighs_the_errors_of_levels_made_without_it_too(alice, de
     weighed, plain = made(alice, demo, "IQ4_XS").quant, made(alice, demo, "Q4_0").quant
 
     for quant in (weighed, plain):
-        assert quant.tensor_errors.method["weighted_by"]["chunks"] == 2
+        weighted_by = quant.tensor_errors.method["weighted_by"]
+        assert (weighted_by["chunks"], weighted_by["tokens"], weighted_by["n_ctx"]) == (2, 1024, 512)
+        assert len(weighted_by["dataset_sha256"]) == 64
         lines = {line["name"]: line for line in quant.tensor_errors.tensors}
         assert 0.01 < lines["blk.0.ffn_up.weight"]["weighted"] < 0.12
     assert "imatrix" not in plain.made_with
