@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from quantcore.evaluate.child import Heard
 from quantcore.evaluate.hardware import hardware
@@ -99,9 +100,12 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def sampled(results: list[dict[str, object]]) -> tuple[Sampled, ...]:
+def sampled(results: list[dict[str, Any]]) -> tuple[Sampled, ...]:
     """Return what a child told of its runs."""
-    return tuple(Sampled(**{**result, "samples": tuple(result.get("samples", ()))}) for result in results)  # type: ignore[arg-type]
+    return tuple(
+        Sampled(told["test"], told["depth"], tuple(told.get("samples", ())), told.get("why", ""))
+        for told in results
+    )
 
 
 _registry: dict[str, Engine] = {}
