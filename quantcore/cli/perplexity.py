@@ -12,6 +12,7 @@ from quantcore.cli._options import whole_number
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
 from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
+from quantcore.evaluate.activations import ACTIVATIONS
 from quantcore.evaluate.divergence import Divergence, divergence, open_base, save_base
 from quantcore.evaluate.perplexity import Perplexity, perplexity
 from quantcore.evaluate.spread import PERCENTILES
@@ -28,6 +29,13 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
+    parser.add_argument(
+        "--activations",
+        choices=ACTIVATIONS,
+        default=ACTIVATIONS[0],
+        help="float32 measures the weights alone (the default); llama.cpp rounds inputs, keys and values as "
+        "llama.cpp does on a processor, whose figures these then are",
+    )
     base = parser.add_mutually_exclusive_group()
     base.add_argument("--save-base", type=Path, metavar="F", help="also write all log probabilities to F")
     base.add_argument("--kl-base", type=Path, metavar="F", help="compare with the log probabilities in F")
@@ -43,7 +51,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # A base says itself how long its chunks are.
     n_ctx = open_base(arguments.kl_base).tokens.shape[1] if arguments.kl_base else arguments.ctx
     note_context(source, n_ctx)
-    common: dict[str, Any] = {"n_chunks": arguments.chunks, "threads": arguments.threads}
+    common: dict[str, Any] = {
+        "n_chunks": arguments.chunks,
+        "threads": arguments.threads,
+        "activations": arguments.activations,
+    }
     try:
         with progress_bar() as report:
             found, far = _measure(source, text.content, arguments, common | {"report": report})
@@ -51,7 +63,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ShortText(f"{arguments.text}: {exc}") from exc
     if not arguments.json:
         _print(found, far)
-    return _document(found) | (_far_document(far) if far else {})
+    document = _document(found) | (_far_document(far) if far else {})
+    return document | {"activations": arguments.activations}
 
 
 def _measure(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from quantcore.atomic import AtomicFile
 from quantcore.errors import InputError, UnreadableFile
+from quantcore.evaluate.activations import Activations
 from quantcore.evaluate.forward import Tokens, map_logits
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import (
@@ -163,6 +164,7 @@ def save_base(
     n_kept: int | None = None,
     threads: int | None = None,
     report: Report = ignore,
+    activations: Activations = "float32",
 ) -> Perplexity:
     """Measure perplexity and write the base file at `path`, which appears only when it is whole.
 
@@ -186,7 +188,9 @@ def save_base(
     try:
         head = HEAD.pack(MAGIC, n_ctx, base.vocab, len(base.tokens))
         file.write(head + base.tokens.astype("<i4").tobytes())
-        nll = map_logits(source, tokens, score, first=first, threads=threads, report=report)
+        nll = map_logits(
+            source, tokens, score, first=first, threads=threads, report=report, activations=activations
+        )
         file.commit()
     finally:
         file.discard()
@@ -202,6 +206,7 @@ def divergence(
     n_scored: int | None = None,
     threads: int | None = None,
     report: Report = ignore,
+    activations: Activations = "float32",
 ) -> tuple[Perplexity, Divergence]:
     """Measure `source` against the base file of another model on the same text, in all or `n_chunks` chunks.
 
@@ -217,7 +222,10 @@ def divergence(
         raise InputError(f"only {base.scored * compared} tokens are scored; divergence needs {FEWEST}")
     tokens = chunks.tokens
     score = _scorer(base, tokens, compared)
-    scores = map_logits(source, tokens, score, first=tokens.shape[1] // 2, threads=threads, report=report)
+    first = tokens.shape[1] // 2
+    scores = map_logits(
+        source, tokens, score, first=first, threads=threads, report=report, activations=activations
+    )
     nll = np.concatenate([chunk.nll for chunk in scores])
     figures = summarize(nll, chunks, time.monotonic() - started)
     return figures, _summary([chunk for chunk in scores if isinstance(chunk, _Compared)])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from quantcore.architectures.base import Gate, NormKind
 from quantcore.architectures.scales import Scales
 from quantcore.architectures.shape import Shape
+from quantcore.evaluate.activations import EXACT, Activations, Inputs, Rounded
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.head import Head
 from quantcore.evaluate.meter import Meter
@@ -79,6 +80,7 @@ class Passed:
 class Layer:
     """One layer ready to run: dequantized `weights` by part, the sliding `window` and the `rope`, if any.
 
+    `inputs` rounds what matrices are multiplied with, and keys and values, where that is wanted.
     Matrices among the weights may be in the form that `steps` made of them. `norm` is the kind of norms,
     `eps` their epsilon. A `watcher` measures inputs; what it found is returned with the states.
     """
@@ -96,10 +98,11 @@ class Layer:
     feed_norm: str
     watcher: Watcher | None
     steps: Steps
+    inputs: Inputs = EXACT
 
     def linear(self, name: str, x: Floats) -> Floats:
         """Return `x` `(rows, inputs)` times the transposed weights `name`, plus its bias if there is one."""
-        y = self.steps.product(x, self.weights[f"{name}.weight"])
+        y = self.steps.product(self.inputs.of(name, x), self.weights[f"{name}.weight"])
         bias = self.weights.get(f"{name}.bias")
         if bias is not None:
             y += bias
@@ -115,6 +118,7 @@ class Layer:
         q = self._heads("attn_q", late, self.shape.heads, start)
         k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
         v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
+        k, v = self.inputs.kept(k), self.inputs.kept(v)
         sinks = self.weights.get("attn_sinks.weight")
         scales = self.scales
         mixed = self.steps.attend(q, k, v, start, self.window, scales.attention, scales.attention_cap, sinks)
@@ -187,7 +191,7 @@ class Layer:
 
     def _linear_of(self, name: str, expert: int, x: Floats) -> Floats:
         """Return what `linear` does, with the weights and bias of one expert."""
-        y = self.steps.product(x, self.weights[f"{name}.weight"][expert])
+        y = self.steps.product(self.inputs.of(name, x), self.weights[f"{name}.weight"][expert])
         bias = self.weights.get(f"{name}.bias")
         if bias is not None:
             y += bias[expert]
@@ -221,13 +225,14 @@ def map_logits(
     threads: int | None = None,
     report: Report = ignore,
     steps: Steps | None = None,
+    activations: Activations = "float32",
 ) -> list[T]:
     """Run all chunks `tokens` `(chunks, n_ctx)` and return `each(chunk, logits)` for every chunk, in order.
 
     `logits` is float32 `(n_ctx - 1 - first, vocab)`: those of positions `first` to the last but one, which
     predict the token that follows them. It belongs to `each`, which is called by several threads.
     """
-    run = Run(Weights(source), tokens, first, None, report, steps)
+    run = Run(Weights(source), tokens, first, None, report, steps, activations)
     with workers(threads, len(tokens)) as pool:
         return [result for group in run.groups() for result in run.group(group, each, pool)]
 
@@ -240,12 +245,13 @@ def losses(
     threads: int | None = None,
     report: Report = ignore,
     steps: Steps | None = None,
+    activations: Activations = "float32",
 ) -> list[Doubles]:
     """Run all chunks `tokens` `(chunks, n_ctx)` and return -log p of the tokens behind position `first`.
 
     Each is float64 `(n_ctx - 1 - first,)`, in order. No chunk's logits are ever whole.
     """
-    run = Run(Weights(source), tokens, first, None, report, steps)
+    run = Run(Weights(source), tokens, first, None, report, steps, activations)
     with workers(threads, len(tokens)) as pool:
         return [nll for group in run.groups() for nll in run.losses(group, pool)]
 
@@ -292,8 +298,10 @@ class Run:
         watcher: Watcher | None,
         report: Report,
         steps: Steps | None = None,
+        activations: Activations = "float32",
     ) -> None:
         self.weights, self.tokens, self.first = weights, tokens, first
+        self.activations = activations
         self.watcher = watcher
         self.steps = steps or best_steps()
         self.ropes = check(weights, tokens.shape[1])
@@ -330,11 +338,11 @@ class Run:
 
     def logits(self, normed: Floats, matrix: Any) -> Floats:
         """Return the logits `(rows, outputs)` of `normed` `(rows, embedding)`."""
-        return Head(self.weights, self.steps).logits(normed, matrix)
+        return Head(self.weights, self.steps, self.activations).logits(normed, matrix)
 
     def _scored(self, chunks: range, pool: Executor) -> tuple[Head, list[Floats]]:
         """Return the head, and what it takes of each chunk: all positions from `first` but the last."""
-        head, count = Head(self.weights, self.steps), self.tokens.shape[1] - 1 - self.first
+        head, count = Head(self.weights, self.steps, self.activations), self.tokens.shape[1] - 1 - self.first
         return head, head.normed([states[:count] for states in self.states(chunks, pool)], pool)
 
     def states(self, chunks: range, pool: Executor) -> list[Floats]:
@@ -384,4 +392,18 @@ class Run:
             feed_norm=family.feed_norm,
             watcher=self.watcher,
             steps=self.steps,
+            inputs=self._inputs(index),
         )
+
+    def _inputs(self, index: int) -> Inputs:
+        """Return how inputs of the matrices of a layer are rounded."""
+        if self.activations == "float32":
+            return EXACT
+        family, source = self.weights.architecture, self.weights.source
+        kinds: dict[str, str] = {}
+        for part in (*self.weights.parts, *family.optional):
+            tensor = source.tensor(f"blk.{index}.{part}")
+            if tensor is not None and part.endswith(".weight"):
+                name = part.removesuffix(".weight")
+                kinds |= dict.fromkeys(family.fused.get(name, (name,)), tensor.info.type)
+        return Rounded(kinds)

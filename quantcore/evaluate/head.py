@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from quantcore.evaluate.activations import EXACT, Activations, Rounded
 from quantcore.evaluate.ops import Doubles, Floats, soft_cap
 from quantcore.evaluate.steps import Steps
 from quantcore.evaluate.weights import Weights
@@ -42,19 +43,20 @@ class Losses:
 
 
 class Head:
-    """The end of a model: `weights` applied by `steps`."""
+    """The end of a model: `weights` applied by `steps`, to inputs rounded as `activations` says."""
 
-    def __init__(self, weights: Weights, steps: Steps) -> None:
+    def __init__(self, weights: Weights, steps: Steps, activations: Activations = "float32") -> None:
         self.weights, self.steps = weights, steps
+        self.inputs = EXACT if activations == "float32" else Rounded({"output": weights.output_type})
         rows = min(max(1, SLAB_WEIGHTS // weights.shape.embedding), WIDEST)
         step = -(-rows // _ROUND) * _ROUND
         vocab = weights.shape.vocab
         self.slabs = [slice(start, min(start + step, vocab)) for start in range(0, vocab, step)]
 
     def normed(self, states: Sequence[Floats], pool: Executor) -> list[Floats]:
-        """Return `states`, each `(rows, embedding)`, after the last norm."""
+        """Return `states`, each `(rows, embedding)`, after the last norm, as the output matrix gets them."""
         norm = self.weights.output_norm(pool)
-        return [norm(rows) for rows in states]
+        return [self.inputs.of("output", norm(rows)) for rows in states]
 
     def matrix(self, slab: slice) -> Any:
         """Return rows of the output matrix, ready for products."""

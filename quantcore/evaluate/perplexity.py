@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantcore.errors import InputError, ShortText
+from quantcore.evaluate.activations import Activations
 from quantcore.evaluate.forward import Tokens, losses
 from quantcore.evaluate.ops import Floats, partition
 from quantcore.evaluate.spread import Doubles, standard_error
@@ -130,8 +131,9 @@ def perplexity(
     n_chunks: int | None = None,
     threads: int | None = None,
     report: Report = ignore,
+    activations: Activations = "float32",
 ) -> Perplexity:
-    """Measure the perplexity of `source` on `text`.
+    """Measure the perplexity of `source` on `text`; `activations` as in `quantcore.evaluate.activations`.
 
     Chunks of `n_ctx` tokens are independent; the tokens after the first half of each are scored.
     ppl = exp(mean nll), stderr = ppl sqrt((mean nll^2 - (mean nll)^2) / (n - 1)). Protocol: llama.cpp,
@@ -141,7 +143,8 @@ def perplexity(
     chunks = cut(source, text, n_ctx, n_chunks)
     tokens = chunks.tokens
     first = n_ctx // 2
-    nll = np.concatenate(losses(source, tokens, first=first, threads=threads, report=report))
+    found = losses(source, tokens, first=first, threads=threads, report=report, activations=activations)
+    nll = np.concatenate(found)
     return summarize(nll, chunks, time.monotonic() - started)
 
 

@@ -169,6 +169,11 @@ class Weights:
         """Return the output matrix `(vocab, embedding)`."""
         return read_float(self._output, pool)
 
+    @property
+    def output_type(self) -> str:
+        """Return the type of the output matrix."""
+        return self._output.info.type
+
     def output_rows(self, start: int, stop: int) -> Floats:
         """Return some rows of the output matrix."""
         return to_float(self._output.info, self._output.read_rows(start, stop))
