@@ -44,7 +44,7 @@ def test_perplexity_prints_the_fields_of_the_contract(model, capfd):
     _, compared, _ = run(capfd, "perplexity", model / "model", text, "--kl-base", base, "--json")
 
     fields = {"ppl", "ppl_stderr", "n_ctx", "chunks", "tokens", "seconds", "tokens_per_second"}
-    fields |= {"bits_per_byte", "bits_per_byte_stderr", "scored_bytes", "bos"}
+    fields |= {"bits_per_byte", "bits_per_byte_stderr", "scored_bytes", "bos", "activations"}
     assert set(json.loads(saved)) == fields
     found = json.loads(compared)
     assert set(found) >= fields | {"kld", "same_top", "rms_dp"}
