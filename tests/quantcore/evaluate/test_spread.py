@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from quantcore.evaluate.divergence import divergence, open_base, save_base
 from quantcore.evaluate.forward import map_logits
 from quantcore.evaluate.perplexity import chunked
 from quantcore.evaluate.spread import spread
+from quantcore.models import open_model
+from tests.golden.make_divergence import CHUNKS, DEMO, models
 from tests.quantcore.convert.families import config_of, safetensors_bytes, weights_of, write_model
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 TEXT = "the quick brown fox jumps over the lazy dog, and then the other. " * 12
 
 
@@ -31,6 +35,52 @@ def changed(tmp_path_factory):
     weights["lm_head.weight"] += noise.astype(np.float32)
     (folder / "tiny/model.safetensors").write_bytes(safetensors_bytes(weights))
     return open_huggingface(folder / "tiny"), folder / "base"
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """What was measured of the demo model without a layer beside the whole one."""
+    folder = tmp_path_factory.mktemp("demo")
+    whole, less = models(folder)
+    text = (DEMO / "evaluation.txt").read_text()
+    save_base(open_model(whole), text, folder / "base", n_chunks=CHUNKS)
+    return divergence(open_model(less), text, folder / "base")
+
+
+# Ours by the names of theirs: value, its error where there is one, and what is enough of an agreement:
+# llama.cpp rounds what goes into matrices to 16 bits.
+def statistics(found, far):
+    compared, percent = far.comparison, 100
+    yield "Mean PPL(Q)", found.ppl, found.ppl_stderr, 5e-3
+    yield "Mean PPL(base)", far.base_ppl, far.base_ppl_stderr, 5e-3
+    yield "Cor(ln(PPL(Q)), ln(PPL(base)))", percent * compared.correlation, None, 0.011
+    yield "Mean ln(PPL(Q)/PPL(base))", compared.log_ratio, compared.log_ratio_stderr, 2e-4
+    yield "Mean PPL(Q)/PPL(base)", compared.ratio, compared.ratio_stderr, 2e-4
+    yield "Mean PPL(Q)-PPL(base)", compared.difference, compared.difference_stderr, 0.01
+    yield "Mean KLD", far.kld.mean, far.kld.stderr, 2e-4
+    yield "Mean Δp", percent * far.delta_p.mean, percent * far.delta_p.stderr, 0.01
+    yield "RMS Δp", percent * far.rms_dp, percent * far.rms_dp_stderr, 0.01
+    yield "Same top p", percent * far.same_top, percent * far.same_top_stderr, 0.2
+    for kind, spread_of, factor, enough in (("KLD", far.kld, 1, 1e-3), ("Δp", far.delta_p, percent, 0.04)):
+        for name, value in asdict(spread_of).items():
+            if name not in {"mean", "stderr"} and (kind, name) not in {("KLD", "p25"), ("KLD", "p75")}:
+                yield f"{NAMES.get(name, name)} {kind}", factor * value, None, enough
+
+
+NAMES = {"min": "Minimum", "max": "Maximum", "median": "Median", "p999": "99.9%", "p001": "0.1%"}
+NAMES |= {f"p{share:02}": f"{share}.0%" for share in (1, 5, 10, 25, 75, 90, 95, 99)}
+
+
+def test_every_statistic_is_the_one_that_llama_perplexity_gives(cut):
+    said = json.loads((GOLDEN / "divergence.json").read_text())
+
+    ours = {name: (value, error, enough) for name, value, error, enough in statistics(*cut)}
+
+    assert set(ours) == set(said)
+    for name, (value, error, enough) in ours.items():
+        assert value == pytest.approx(float(said[name][0]), abs=enough), name
+        if error is not None:
+            assert error == pytest.approx(float(said[name][1]), abs=enough), name
 
 
 def test_percentiles_are_on_the_line_between_two_values():
