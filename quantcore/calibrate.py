@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from quantcore.atomic import AtomicFolder
 from quantcore.errors import NotEnoughSpace
-from quantcore.evaluate.forward import MATRICES, check, watch
+from quantcore.evaluate.forward import check, watch
+from quantcore.evaluate.layer import MATRICES
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked
 from quantcore.evaluate.tokenizer import load_tokenizer

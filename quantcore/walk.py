@@ -21,7 +21,8 @@ import numpy as np
 from quantcore.checkpoint import Checkpoint
 from quantcore.cores import usable_threads
 from quantcore.evaluate.blas import workers
-from quantcore.evaluate.forward import EXPERTS_IN, EXPERTS_OUT, MATRICES, STAGES, Layer, Run, Tokens
+from quantcore.evaluate.forward import Run, Tokens
+from quantcore.evaluate.layer import EXPERTS_IN, EXPERTS_OUT, MATRICES, STAGES, Layer
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.weights import Weights
 from quantcore.progress import Report, ignore

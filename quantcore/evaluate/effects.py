@@ -16,8 +16,9 @@ import numpy as np
 
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.changed import Rounding, divergences
-from quantcore.evaluate.forward import Layer, Run, Tokens
+from quantcore.evaluate.forward import Run, Tokens
 from quantcore.evaluate.head import Head
+from quantcore.evaluate.layer import Layer
 from quantcore.evaluate.meter import layer_cost, logits_cost
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.weights import Weights

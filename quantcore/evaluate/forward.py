@@ -6,22 +6,22 @@ chunks is as large as `GROUP_BYTES` allows; what a layer needs in between exists
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from quantcore.architectures.base import Gate, NormKind
-from quantcore.architectures.scales import Scales
-from quantcore.architectures.shape import Shape
 from quantcore.evaluate.activations import EXACT, Activations, Inputs, Rounded
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.head import Head
+from quantcore.evaluate.layer import MATRICES, Layer, Seen, Watcher
 from quantcore.evaluate.meter import Meter
-from quantcore.evaluate.ops import Doubles, Floats, choose, sigmoid
+from quantcore.evaluate.mixture import Experts, Routes
+from quantcore.evaluate.ops import Doubles, Floats
 from quantcore.evaluate.rope import Rope, make_rope
 from quantcore.evaluate.steps import Steps, best_steps
 from quantcore.evaluate.weights import Weights
@@ -31,189 +31,8 @@ from quantcore.sources.base import Source
 T = TypeVar("T")
 Tokens = npt.NDArray[np.int32]
 
-
-class Watcher(Protocol):
-    """Who wants to see what the matrices of layers are multiplied with."""
-
-    def measure(self, names: tuple[str, ...], x: Floats) -> Any:
-        """Return what is to be kept of inputs `x` `(rows, inputs)` of `names`; called by several threads."""
-
-    def add(self, names: tuple[str, ...], measured: Any) -> None:
-        """Take what was measured of the input that the matrices `names` share: in the order of the text."""
-
-    def add_expert(self, names: tuple[str, ...], expert: int, experts: int, measured: Any) -> None:
-        """Take what was measured of the input of one of a stack of `experts` matrices."""
-
-
 GROUP_BYTES = 1 << 29  # hidden states of all chunks of a group
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
-
-# The matrices of a layer by what they share as input: those that a watcher sees.
-ATTENTION_IN, ATTENTION_OUT = ("attn_q", "attn_k", "attn_v"), ("attn_output",)
-FEED_IN, FEED_OUT = ("ffn_gate", "ffn_up"), ("ffn_down",)
-ROUTER = ("ffn_gate_inp",)
-EXPERTS_IN, EXPERTS_OUT = ("ffn_gate_exps", "ffn_up_exps"), ("ffn_down_exps",)
-SHARED_IN, SHARED_OUT = ("ffn_gate_inp_shexp", "ffn_gate_shexp", "ffn_up_shexp"), ("ffn_down_shexp",)
-# By what they wait for: the inputs of those of a stage depend on the weights of all stages before.
-STAGES = (
-    ("attn_qkv", *ATTENTION_IN),
-    ATTENTION_OUT,
-    (*FEED_IN, *ROUTER),
-    (*EXPERTS_IN, *SHARED_IN),
-    (*FEED_OUT, *EXPERTS_OUT, *SHARED_OUT),
-)
-MATRICES = tuple(part for stage in STAGES for part in stage)
-
-# What a watcher measured of the inputs that some matrices share, and of which expert they are.
-Seen = list[tuple[tuple[str, ...], int | None, Any]]
-
-
-@dataclass(frozen=True)
-class Passed:
-    """What leaves a layer: hidden states, and what a watcher measured on the way."""
-
-    states: Floats
-    seen: Seen
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer ready to run: dequantized `weights` by part, the sliding `window` and the `rope`, if any.
-
-    `inputs` rounds what matrices are multiplied with, and keys and values, where that is wanted.
-    Matrices among the weights may be in the form that `steps` made of them. `norm` is the kind of norms,
-    `eps` their epsilon. A `watcher` measures inputs; what it found is returned with the states.
-    """
-
-    index: int
-    weights: Mapping[str, Any]
-    shape: Shape
-    norm: NormKind
-    eps: float
-    rope: Rope | None
-    window: int | None
-    scales: Scales
-    gate: Gate
-    shares_add_up: bool
-    feed_norm: str
-    watcher: Watcher | None
-    steps: Steps
-    inputs: Inputs = EXACT
-
-    def linear(self, name: str, x: Floats) -> Floats:
-        """Return `x` `(rows, inputs)` times the transposed weights `name`, plus its bias if there is one."""
-        y = self.steps.product(self.inputs.of(name, x), self.weights[f"{name}.weight"])
-        bias = self.weights.get(f"{name}.bias")
-        if bias is not None:
-            y += bias
-        return y
-
-    def run(self, x: Floats, start: int) -> Passed:
-        """Return the hidden states of rows `start:` after this layer, `(chunks, rows - start, embedding)`."""
-        seen: Seen = []
-        chunks, rows, _ = x.shape
-        normed = self._normed("attn_norm", x)
-        self._see(seen, ATTENTION_IN, _flat(normed))
-        late = normed[:, start:]
-        q = self._heads("attn_q", late, self.shape.heads, start)
-        k = self._heads("attn_k", normed, self.shape.kv_heads, 0)
-        v = self.linear("attn_v", _flat(normed)).reshape(chunks, rows, self.shape.kv_heads, -1)
-        k, v = self.inputs.kept(k), self.inputs.kept(v)
-        sinks = self.weights.get("attn_sinks.weight")
-        scales = self.scales
-        mixed = self.steps.attend(q, k, v, start, self.window, scales.attention, scales.attention_cap, sinks)
-        self._see(seen, ATTENTION_OUT, _flat(mixed))
-        attended = self.linear("attn_output", _flat(mixed)).reshape(late.shape)
-        if self.feed_norm != "post_attention_norm":
-            attended = self._normed("post_attention_norm", attended)
-        x = np.add(x[:, start:], self._scaled(attended), out=attended)
-        normed = late if self._side_by_side else self._normed(self.feed_norm, x)
-        fed = self._feed_forward(_flat(normed), seen).reshape(x.shape)
-        x += self._scaled(self._normed("post_ffw_norm", fed))
-        return Passed(x, seen)
-
-    def _normed(self, name: str, x: Floats) -> Floats:
-        """Return `x` after the norm of that name, or itself where the layer has none."""
-        return self.steps.after_norm(self.norm, self.weights, name, x, self.eps)
-
-    @property
-    def _side_by_side(self) -> bool:
-        """Say whether the feed-forward part reads what attention reads: no norm stands between them."""
-        return not {f"{self.feed_norm}.weight", "post_attention_norm.weight"} & self.weights.keys()
-
-    def _scaled(self, x: Floats) -> Floats:
-        if self.scales.residual != 1.0:
-            x *= np.float32(self.scales.residual)
-        return x
-
-    def _see(self, seen: Seen, parts: tuple[str, ...], x: Floats, expert: int | None = None) -> None:
-        if self.watcher is not None:
-            parts = tuple(dict.fromkeys(self.shape.whole(part) for part in parts))
-            names = tuple(f"blk.{self.index}.{part}.weight" for part in parts)
-            seen.append((names, expert, self.watcher.measure(names, x)))
-
-    def _heads(self, name: str, x: Floats, heads: int, start: int) -> Floats:
-        """Return queries or keys `(chunks, rows, heads, head_size)`, normed if need be, rotated."""
-        y = self.linear(name, _flat(x))
-        if self.shape.wide_norms:
-            y = self._normed(f"{name}_norm", y)
-        y = y.reshape(*x.shape[:2], heads, self.shape.head_size)
-        if not self.shape.wide_norms:
-            y = self._normed(f"{name}_norm", y)
-        if self.rope is not None:
-            self.rope.rotate(y, start)
-        return y
-
-    def _feed_forward(self, x: Floats, seen: Seen) -> Floats:
-        if not self.shape.experts:
-            return self._dense(x, seen)
-        out = self._mixture(x, seen)
-        if self.shape.shared_feed_forward:
-            out += self._shared(x, seen)
-        return out
-
-    def _mixture(self, x: Floats, seen: Seen) -> Floats:
-        """Return what the chosen experts make of each row, by their shares."""
-        self._see(seen, ROUTER, x)
-        chosen, shares = choose(self.linear("ffn_gate_inp", x), self.shape.experts_used, self.shares_add_up)
-        out = np.zeros_like(x)
-        for expert in range(self.shape.experts):
-            rows, nth = np.nonzero(chosen == expert)
-            if not len(rows):
-                continue
-            own = x[rows]
-            self._see(seen, EXPERTS_IN, own, expert)
-            gate, up = (self._linear_of(f"ffn_{part}_exps", expert, own) for part in ("gate", "up"))
-            inner = self.steps.gated(gate, up, self.gate)
-            self._see(seen, EXPERTS_OUT, inner, expert)
-            out[rows] += self._linear_of("ffn_down_exps", expert, inner) * shares[rows, nth][:, None]
-        return out
-
-    def _linear_of(self, name: str, expert: int, x: Floats) -> Floats:
-        """Return what `linear` does, with the weights and bias of one expert."""
-        y = self.steps.product(self.inputs.of(name, x), self.weights[f"{name}.weight"][expert])
-        bias = self.weights.get(f"{name}.bias")
-        if bias is not None:
-            y += bias[expert]
-        return y
-
-    def _shared(self, x: Floats, seen: Seen) -> Floats:
-        self._see(seen, SHARED_IN, x)
-        inner = self.steps.gated(self.linear("ffn_gate_shexp", x), self.linear("ffn_up_shexp", x), self.gate)
-        self._see(seen, SHARED_OUT, inner)
-        out = self.linear("ffn_down_shexp", inner)
-        out *= sigmoid(x @ self.weights["ffn_gate_inp_shexp.weight"].reshape(-1, 1))
-        return out
-
-    def _dense(self, x: Floats, seen: Seen) -> Floats:
-        self._see(seen, FEED_IN, x)
-        gate = self.steps.gated(self.linear("ffn_gate", x), self.linear("ffn_up", x), self.gate)
-        self._see(seen, FEED_OUT, gate)
-        return self.linear("ffn_down", gate)
-
-
-def _flat(x: Floats) -> Floats:
-    return x.reshape(x.shape[0] * x.shape[1], -1)  # (chunks * rows, inputs)
 
 
 def map_logits(
@@ -314,7 +133,9 @@ class Run:
 
     def groups(self) -> Iterator[range]:
         """Yield the chunks whose hidden states are in memory together."""
-        size = max(1, GROUP_BYTES // (self.tokens.shape[1] * self.weights.shape.embedding * 4))
+        # Of a mixture what goes into the experts and what comes out is in memory too.
+        held = 3 if self.weights.shape.experts else 1
+        size = max(1, GROUP_BYTES // (held * self.tokens.shape[1] * self.weights.shape.embedding * 4))
         for start in range(0, len(self.tokens), size):
             yield range(start, min(start + size, len(self.tokens)))
 
@@ -349,15 +170,57 @@ class Run:
         """Return what leaves the last layer at the positions from `first` on, for each chunk."""
         x = self.weights.embed(self.tokens[chunks.start : chunks.stop])  # (chunks, n_ctx, embedding)
         tasks = [x[place] for place in self.tasks(len(chunks))]
+        del x  # it goes when the first layer is done
+        through = self._through_experts if self.weights.shape.experts else self._through
         for index, start in enumerate(self.starts):
-            layer = self.ready(self.layer(index, pool), pool)
-            results = []
-            for passed in pool.map(layer.run, tasks, [start] * len(tasks)):
-                results.append(passed.states)
-                self._tell(passed.seen)
-                self.meter.layer(index, chunks, len(passed.states))
-            tasks = results
+            tasks = through(index, tasks, start, chunks, pool)
         return [states for task in tasks for states in task]
+
+    def _through(
+        self, index: int, tasks: list[Floats], start: int, chunks: range, pool: Executor
+    ) -> list[Floats]:
+        """Return what leaves a layer."""
+        layer = self.ready(self.layer(index, pool), pool)
+        results = []
+        for passed in pool.map(layer.run, tasks, [start] * len(tasks)):
+            results.append(passed.states)
+            self._tell(passed.seen)
+            self.meter.layer(index, chunks, len(passed.states))
+        return results
+
+    def _through_experts(
+        self, index: int, tasks: list[Floats], start: int, chunks: range, pool: Executor
+    ) -> list[Floats]:
+        """Return what leaves a layer of a mixture, whose experts are never in memory together."""
+        layer = self.ready(self.layer(index, pool, with_experts=False), pool)
+        begun = list(pool.map(layer.attend, tasks, [start] * len(tasks)))
+        tasks.clear()
+        chosen = list(pool.map(layer.choose, [it.normed for it in begun], [it.seen for it in begun]))
+        x = np.concatenate([it.normed for it in begun])  # (chunks * rows, embedding)
+        ends = np.cumsum([len(it.normed) for it in begun])
+        # Of each task its rows of the whole, to let go of what they were copied from.
+        begun = [replace(it, normed=own) for it, own in zip(begun, np.split(x, ends[:-1]), strict=True)]
+        experts, shares = (np.concatenate(it) for it in zip(*chosen, strict=True))
+        routes = Routes.of(experts, shares, self.weights.shape.experts)
+        out = self._fed(layer, x, routes, chunks, pool)
+        results = []
+        for passed in pool.map(layer.finish, begun, np.split(out, ends[:-1])):
+            results.append(passed.states)
+            self._tell(passed.seen)
+            self.meter.layer(index, chunks, len(passed.states))
+        return results
+
+    def _fed(self, layer: Layer, x: Floats, routes: Routes, chunks: range, pool: Executor) -> Floats:
+        """Return what the experts of a layer make of all rows of `x`, in the order of the experts."""
+        out = np.zeros_like(x)
+        for slab in Experts(self.weights, layer.index, self.steps).slabs(routes, pool):
+            work = pool.map(partial(layer.of_slab, x, slab), slab.pieces)
+            for piece, (added, seen) in zip(slab.pieces, work, strict=True):
+                out[piece.rows] += added
+                self._tell(seen)
+            self.meter.layer(layer.index, chunks, 0)
+            del slab, work  # before the next is dequantized
+        return out
 
     def ready(self, layer: Layer, pool: Executor) -> Layer:
         """Return the layer with its matrices in the form that products are fastest with."""
@@ -374,13 +237,13 @@ class Run:
             else:
                 self.watcher.add_expert(names, expert, self.weights.shape.experts, measured)
 
-    def layer(self, index: int, pool: Executor) -> Layer:
-        """Return layer `index`, dequantized."""
+    def layer(self, index: int, pool: Executor, *, with_experts: bool = True) -> Layer:
+        """Return layer `index`, dequantized; the matrices of its experts may be left out."""
         weights = self.weights
         family = weights.architecture
         return Layer(
             index=index,
-            weights=weights.layer(index, pool),
+            weights=weights.layer(index, pool, with_experts=with_experts),
             shape=weights.shape,
             norm=family.norm,
             eps=weights.eps,

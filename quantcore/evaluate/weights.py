@@ -138,15 +138,31 @@ class Weights:
             raise UnreadableFile(f"{self.source.path}: has no tensor {name}")
         return tensor
 
-    def layer(self, index: int, pool: Executor) -> dict[str, Floats]:
-        """Return the tensors of layer `index` by the part of their name after `blk.N.`, fused ones split."""
+    def layer(self, index: int, pool: Executor, *, with_experts: bool = True) -> dict[str, Floats]:
+        """Return the tensors of layer `index` by the part of their name after `blk.N.`, fused ones split.
+
+        Those of matrices that experts have may be left out, see `expert`.
+        """
         parts = {}
         for part in (*self.parts, *self.architecture.optional):
             name = f"blk.{index}.{part}"
+            if part.endswith("_exps.weight") and not with_experts:
+                continue
             if part in self.architecture.optional and self.source.tensor(name) is None:
                 continue
             parts[part] = read_float(self._checked(name), pool)
         return self.split(parts)
+
+    def expert(self, index: int, part: str, number: int) -> Floats:
+        """Return the matrix of one expert of layer `index`, float32 `(outputs, inputs)`."""
+        tensor = self._checked(f"blk.{index}.{part}")
+        rows, inputs = tensor.info.shape[-2:]
+        out = np.empty((rows, inputs), dtype=np.float32)
+        step = max(1, SLAB_WEIGHTS // inputs)
+        for start in range(0, rows, step):
+            stop, first = min(start + step, rows), number * rows
+            out[start:stop] = to_float(tensor.info, tensor.read_rows(first + start, first + stop))
+        return out
 
     def split(self, parts: Mapping[str, Floats]) -> dict[str, Floats]:
         """Return the tensors of a layer with fused matrices in pieces."""

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from quantcore.checkpoint import Checkpoint
 from quantcore.convert import open_huggingface
 from quantcore.errors import Cancelled, InputError, NotEnoughSpace, UnreadableFile
-from quantcore.evaluate.forward import MATRICES, watch
+from quantcore.evaluate.forward import watch
+from quantcore.evaluate.layer import MATRICES
 from quantcore.formats import to_float
 from quantcore.models import open_model
 from quantcore.states import States
