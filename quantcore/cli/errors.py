@@ -9,7 +9,8 @@ from typing import Any
 from quantcore.cli._options import add_source, whole_number
 from quantcore.cli._terminal import add_json, progress_bar, visible
 from quantcore.evaluate.tensorerrors import TensorError, TensorErrors, tensor_errors
-from quantcore.imatrix import open_imatrix
+from quantcore.identity import build
+from quantcore.imatrix import ImportanceMatrix, open_imatrix
 from quantcore.models import open_model
 
 SHOWN = 20  # tensors that people see without --all; all stand in the document
@@ -37,18 +38,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         found = tensor_errors(source, quant, imatrix=imatrix, threads=arguments.threads, report=report)
     if not arguments.json:
         _print(found, None if arguments.all else SHOWN)
-    return document(found)
+    return document(found, imatrix)
 
 
-def document(found: TensorErrors) -> dict[str, Any]:
+def document(found: TensorErrors, imatrix: ImportanceMatrix | None) -> dict[str, Any]:
     """Return the document of `--json`; shapes in GGUF order, row length first."""
     return {
         "rmse": found.rmse,
         "relative": found.relative,
         "cosine": found.cosine,
         "max_abs": found.max_abs,
+        "imatrix": None if imatrix is None else _weighted_by(imatrix),
+        "build": build(),
         "tensors": [_tensor(error) for error in found.tensors],
     }
+
+
+def _weighted_by(imatrix: ImportanceMatrix) -> dict[str, Any]:
+    return {"file": imatrix.given, "datasets": list(imatrix.datasets), "chunks": imatrix.n_chunks}
 
 
 def _tensor(error: TensorError) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
 from quantcore.evaluate.activations import ACTIVATIONS
 from quantcore.evaluate.divergence import Divergence, divergence, open_base, save_base
+from quantcore.evaluate.hardware import hardware
 from quantcore.evaluate.perplexity import Perplexity, perplexity
 from quantcore.evaluate.spread import PERCENTILES
+from quantcore.identity import build
 from quantcore.models import open_model
 from quantcore.sources.base import Source
 
@@ -64,7 +66,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.json:
         _print(found, far)
     document = _document(found) | (_far_document(far) if far else {})
-    return document | {"activations": arguments.activations}
+    how = {"activations": arguments.activations, "dataset_sha256": text.sha256, "build": build()}
+    return document | how | {"hardware": asdict(hardware())}
 
 
 def _measure(

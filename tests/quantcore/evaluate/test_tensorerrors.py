@@ -212,7 +212,8 @@ def test_the_verb_prints_the_worst_first_and_the_document_all(model, quant, matr
     assert main([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
 
-    assert set(document) == {"rmse", "relative", "cosine", "max_abs", "tensors"}
+    assert set(document) == {"rmse", "relative", "cosine", "max_abs", "imatrix", "build", "tensors"}
+    assert document["imatrix"] == {"file": str(matrix.path), "datasets": ["a text"], "chunks": 1}
     assert set(document["tensors"][0]) == {
         *("name", "shape", "source_type", "type", "nbytes", "bpw"),
         *("rmse", "relative", "weighted", "cosine", "max_abs"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def test_perplexity_prints_the_fields_of_the_contract(model, capfd):
 
     fields = {"ppl", "ppl_stderr", "n_ctx", "chunks", "tokens", "seconds", "tokens_per_second"}
     fields |= {"bits_per_byte", "bits_per_byte_stderr", "scored_bytes", "bos", "activations"}
+    fields |= {"dataset_sha256", "build", "hardware"}
     assert set(json.loads(saved)) == fields
+    assert json.loads(saved)["dataset_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
     found = json.loads(compared)
     assert set(found) >= fields | {"kld", "same_top", "rms_dp"}
     assert set(found["kld"]) >= {"mean", "stderr", "median", "p99", "p999", "max"}
