@@ -9,7 +9,7 @@ import pytest
 
 from quantcore.architectures import by_class, by_name, registry
 from quantcore.architectures.base import Architecture, interleave, register
-from quantcore.architectures.hparams import llama3_factors
+from quantcore.architectures.hparams import llama3_factors, rope_factors
 from quantcore.errors import UnknownArchitecture
 from tests.quantcore.convert.families import LLAMA3_ROPE, config_of
 
@@ -82,6 +82,31 @@ def test_yarn_keeps_its_details():
     assert values["llama.rope.scaling.original_context_length"] == 64
     assert values["llama.rope.scaling.yarn_beta_fast"] == 30.0
     assert values["llama.rope.scaling.yarn_attn_factor"] == 1.5
+
+
+def test_both_ways_to_state_a_longrope_give_the_same_metadata():
+    family = by_name("phi3")
+    old = config_of("phi3long")
+    moved = {"rope_scaling", "partial_rotary_factor", "rope_theta", "original_max_position_embeddings"}
+    scaling = {key: value for key, value in old["rope_scaling"].items() if key != "type"}
+    scaling |= {key: old[key] for key in moved - {"rope_scaling"}} | {"rope_type": "longrope"}
+    new = {key: value for key, value in old.items() if key not in moved} | {"rope_parameters": scaling}
+
+    one, other = family.complete(old), family.complete(new)
+
+    assert family.hparams(one, 1) == family.hparams(other, 1)
+    assert family.leading(one, "phi3") == family.leading(other, "phi3")
+    assert rope_factors(one, 12).keys() == rope_factors(other, 12).keys()
+
+
+def test_the_strength_of_a_longrope_follows_from_how_far_it_stretches_unless_it_is_stated():
+    family = by_name("phi3")
+    config = family.complete(config_of("phi3long"))
+    stated = dict(config) | {"rope_scaling": config["rope_scaling"] | {"attention_factor": 1.5}}
+
+    key = "phi3.rope.scaling.attn_factor"
+    assert family.leading(config, "phi3")[key].value == math.sqrt(1 + math.log(4) / math.log(16))
+    assert family.leading(stated, "phi3")[key].value == 1.5
 
 
 def test_unknown_rope_scaling_is_refused_by_name():

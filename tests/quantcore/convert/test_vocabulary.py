@@ -63,6 +63,24 @@ def test_a_sentencepiece_model_keeps_pieces_scores_and_types(tmp_path):
     assert found["token_type"] == [2, 3, 6, 1, 1, 5]
 
 
+def test_added_tokens_of_phi_3_are_what_tokenizer_json_says_last(tmp_path):
+    """And nothing is said of a space before text."""
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(PIECES))
+    stated = {"5": {"content": "<|x|>", "special": True}, "6": {"content": "\u2581y", "special": False}}
+    config = {"added_tokens_decoder": stated, "add_prefix_space": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|z|>": 7}))
+    added = [{"id": 1, "content": "<s>", "special": False}, {"id": 5, "content": "<|x|>", "special": False}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+
+    found = plain(tokenizer_metadata(tmp_path, 9, added_as_stated=True))
+
+    assert found["tokens"][5:] == ["<|x|>", "\u2581y", "<|z|>", "[PAD8]"]
+    assert found["token_type"] == [2, 4, 6, 1, 1, 4, 4, 4, 5]
+    assert found["scores"][5:] == [-1000.0, -1000.0, -1000.0, -10000.0]
+    assert "add_space_prefix" not in found
+
+
 def test_a_saved_sentencepiece_vocabulary_is_scored_by_its_merges(tmp_path):
     vocab = {"<unk>": 0, "<0x0A>": 1, "a": 2, "b": 3, "ab": 4, "bb": 5}
     model = {
