@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from quantcore.evaluate.ops import gelu
 from quantcore.models import open_model
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
-from tests.quantcore.convert.families import FAMILIES, config_of, write_model
+from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's engine is not installed")
 
@@ -79,6 +80,21 @@ def test_a_quantized_gemma_is_seen_alike(family, converted, level, tmp_path):
     quantized = quantize(source, make_plan(source, level), tmp_path / f"{level}.gguf").path
 
     check(family, quantized, 0.3)
+
+
+@pytest.mark.parametrize("family", ["phi3", "stablelm12b"])
+@pytest.mark.parametrize("level", ["Q4_K_M", "Q3_K_S"])
+def test_fused_matrices_and_stacked_norms_are_loaded_and_seen_alike(family, level, tmp_path):
+    """The weights are small: of such a model, rounding to 8 bits changes little."""
+    config = config_of(family) | {"hidden_size": 256, "intermediate_size": 512}
+    weights = {name: rows * (1 if "norm" in name else 0.2) for name, rows in weights_of(config).items()}
+    write_model(tmp_path / "model", family)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "model.safetensors").write_bytes(safetensors_bytes(weights))
+    source = open_huggingface(tmp_path / "model")
+    quantized = quantize(source, make_plan(source, level), tmp_path / f"{level}.gguf").path
+
+    check(family, quantized, 0.15)
 
 
 def check(family: str, model: Path, tolerance: float) -> None:

@@ -63,7 +63,9 @@ def test_sums_are_those_of_llama_imatrix(measured, tmp_path, kind):
         assert (np.abs(values - wanted) <= 1e-3 * wanted).all(), name
 
 
-@pytest.mark.parametrize("family", ["llama", "olmo2", "gemma3", "mixtral", "qwen2moe", "gpt-oss"])
+@pytest.mark.parametrize(
+    "family", ["llama", "olmo2", "gemma3", "mixtral", "qwen2moe", "gpt-oss", "phi3", "stablelm12b"]
+)
 def test_sums_are_those_of_plain_loops_in_float64(tmp_path, monkeypatch, family):
     """Experts apart: each has the inputs of the tokens that were sent to it."""
     write_model(tmp_path, family)
