@@ -24,14 +24,15 @@ from quantcore.evaluate.mixture import Experts, Routes
 from quantcore.evaluate.ops import Doubles, Floats
 from quantcore.evaluate.rope import Rope, make_rope
 from quantcore.evaluate.steps import Steps, best_steps
-from quantcore.evaluate.weights import Weights
+from quantcore.evaluate.weights import Weights, read_float
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
+from quantcore.tensors import Tensor
 
 T = TypeVar("T")
 Tokens = npt.NDArray[np.int32]
 
-GROUP_BYTES = 1 << 29  # hidden states of all chunks of a group
+GROUP_BYTES = 1 << 28  # hidden states of all chunks of a group
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
 
 
@@ -180,19 +181,19 @@ class Run:
         self, index: int, tasks: list[Floats], start: int, chunks: range, pool: Executor
     ) -> list[Floats]:
         """Return what leaves a layer."""
-        layer = self.ready(self.layer(index, pool), pool)
-        results = []
-        for passed in pool.map(layer.run, tasks, [start] * len(tasks)):
-            results.append(passed.states)
+        layer = self.layer(index, pool, ready=True)
+        for place, passed in enumerate(pool.map(layer.run, tasks, [start] * len(tasks))):
+            tasks[place] = passed.states  # what went in is not needed any more
             self._tell(passed.seen)
             self.meter.layer(index, chunks, len(passed.states))
-        return results
+        self.steps.reuse(layer.weights.values())
+        return tasks
 
     def _through_experts(
         self, index: int, tasks: list[Floats], start: int, chunks: range, pool: Executor
     ) -> list[Floats]:
         """Return what leaves a layer of a mixture, whose experts are never in memory together."""
-        layer = self.ready(self.layer(index, pool, with_experts=False), pool)
+        layer = self.layer(index, pool, ready=True, with_experts=False)
         begun = list(pool.map(layer.attend, tasks, [start] * len(tasks)))
         tasks.clear()
         chosen = list(pool.map(layer.choose, [it.normed for it in begun], [it.seen for it in begun]))
@@ -224,9 +225,24 @@ class Run:
 
     def ready(self, layer: Layer, pool: Executor) -> Layer:
         """Return the layer with its matrices in the form that products are fastest with."""
-        names = [name for name in layer.weights if name.removesuffix(".weight") in MATRICES]
-        matrices = pool.map(self.steps.ready, [layer.weights[name] for name in names])
-        return replace(layer, weights={**layer.weights, **dict(zip(names, matrices, strict=True))})
+        weights = dict(layer.weights)
+        self._make_ready(weights, pool)
+        return replace(layer, weights=weights)
+
+    def _read_ready(self, tensor: Tensor, pool: Executor) -> Any:
+        """Return a tensor in the form that products are fastest with if it is a matrix, else as float32."""
+        part = tensor.name.split(".", 2)[2].removesuffix(".weight")
+        return self.steps.read(tensor, pool) if part in MATRICES else read_float(tensor, pool)
+
+    def _make_ready(self, weights: dict[str, Any], pool: Executor) -> None:
+        """Replace matrices one by one: what they were made of is not needed any more."""
+
+        def replace_one(name: str) -> None:
+            weights[name] = self.steps.ready(weights[name])
+
+        names = [name for name in weights if name.removesuffix(".weight") in MATRICES]
+        for _ in pool.map(replace_one, names):
+            pass
 
     def _tell(self, seen: Seen) -> None:
         if self.watcher is None:
@@ -237,13 +253,19 @@ class Run:
             else:
                 self.watcher.add_expert(names, expert, self.weights.shape.experts, measured)
 
-    def layer(self, index: int, pool: Executor, *, with_experts: bool = True) -> Layer:
-        """Return layer `index`, dequantized; the matrices of its experts may be left out."""
+    def layer(self, index: int, pool: Executor, *, ready: bool = False, with_experts: bool = True) -> Layer:
+        """Return layer `index`, dequantized; the matrices of its experts may be left out.
+
+        If `ready`, it is as `ready` would return it, in less memory.
+        """
         weights = self.weights
         family = weights.architecture
+        parts = weights.layer(index, pool, self._read_ready if ready else None, with_experts=with_experts)
+        if ready:
+            self._make_ready(parts, pool)
         return Layer(
             index=index,
-            weights=weights.layer(index, pool, with_experts=with_experts),
+            weights=parts,
             shape=weights.shape,
             norm=family.norm,
             eps=weights.eps,

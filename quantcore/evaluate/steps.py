@@ -8,7 +8,8 @@ they have none of.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,11 @@ from quantcore.architectures.base import Gate, NormKind
 from quantcore.errors import MissingEngine
 from quantcore.evaluate import ops
 from quantcore.evaluate.ops import Doubles, Floats
+from quantcore.evaluate.weights import SLAB_WEIGHTS, read_float
+from quantcore.formats import to_float
 from quantcore.kernels import library
 from quantcore.kernels.library import Compiled, Library
+from quantcore.tensors import Tensor
 
 GROUPS, LANES = 3, 16  # a tile's width in groups of outputs; see `quantcore.kernels.cpu.matmul`
 LARGEST_HEAD = 256
@@ -42,11 +46,20 @@ class Steps:
         """Return a matrix `(outputs, inputs)` in the form that `product` is fastest with."""
         return weight
 
-    def ready(self, weight: Floats) -> Any:
-        """Return a matrix in that form, or each of a stack; a vector may be a matrix of one row."""
+    def ready(self, weight: Any) -> Any:
+        """Return a matrix in that form, or each of a stack; what is ready stays as it is."""
+        if not isinstance(weight, np.ndarray):
+            return weight
         if weight.ndim == 3:
             return tuple(self.matrix(one) for one in weight)
-        return self.matrix(weight) if weight.ndim == 2 and len(weight) > 1 else weight
+        return self.matrix(weight) if _is_matrix(weight.shape) else weight
+
+    def read(self, tensor: Tensor, pool: Executor) -> Any:
+        """Return a tensor as float32, or in that form if there is a way that takes less memory."""
+        return read_float(tensor, pool)
+
+    def reuse(self, weights: Iterable[Any]) -> None:
+        """Let the memory of a layer's weights, which nobody needs any more, become that of another's."""
 
     def product(self, x: Floats, matrix: Any) -> Floats:
         """Return `x` `(rows, inputs)` times the transposed `matrix` `(outputs, inputs)`."""
@@ -95,19 +108,57 @@ class CompiledSteps(Steps):
     def __init__(self, kernels: Library) -> None:
         names = ("pack", "product", "rms_norm", "gated", "pack_keys", "attend", "partition")
         self._kernels: dict[str, Compiled] = {}
+        self._spare: dict[tuple[int, ...], list[Floats]] = {}
         for name in names:
             kernel = kernels.step(name)
             if kernel is not None:
                 self._kernels[name] = kernel
 
+    @property
+    def _packs(self) -> bool:
+        return {"pack", "product"} <= self._kernels.keys()
+
     def matrix(self, weight: Floats) -> Any:
-        if not {"pack", "product"} <= self._kernels.keys():
+        if not self._packs:
             return weight
-        outputs, inputs = weight.shape
-        groups = -(-outputs // (GROUPS * LANES)) * GROUPS
-        values = np.empty((groups, inputs, LANES), dtype=np.float32)
-        self._kernels["pack"](_whole(weight), None, None, values)
+        panels = self._room(*weight.shape)
+        self._kernels["pack"](_whole(weight), None, None, panels.values)
+        return panels
+
+    def read(self, tensor: Tensor, pool: Executor) -> Any:
+        info = tensor.info
+        if not self._packs or not _is_matrix(info.shape):
+            return super().read(tensor, pool)
+        panels = self._room(*info.shape)
+        tile = GROUPS * LANES
+        step = -(-max(1, SLAB_WEIGHTS // info.row_length) // tile) * tile
+
+        def fill(start: int) -> None:
+            rows = to_float(info, tensor.read_rows(start, min(start + step, info.n_rows)))
+            groups = panels.values[start // LANES : (start + step) // LANES]
+            self._kernels["pack"](_whole(rows), None, None, groups)
+
+        for _ in pool.map(fill, range(0, info.n_rows, step)):
+            pass
+        return panels
+
+    def _room(self, outputs: int, inputs: int) -> Panels:
+        """Return panels of any content, in memory that was in use before if there is some."""
+        shape = (-(-outputs // (GROUPS * LANES)) * GROUPS, inputs, LANES)
+        try:
+            values = self._spare[shape].pop()
+        except (KeyError, IndexError):
+            values = np.empty(shape, dtype=np.float32)
         return Panels(outputs, values)
+
+    def reuse(self, weights: Iterable[Any]) -> None:
+        # Pages that the system has to zero and map anew for each layer cost more than packing.
+        spare: dict[tuple[int, ...], list[Floats]] = {}
+        for weight in weights:
+            for panels in weight if isinstance(weight, tuple) else (weight,):
+                if isinstance(panels, Panels):
+                    spare.setdefault(panels.values.shape, []).append(panels.values)
+        self._spare = spare
 
     def product(self, x: Floats, matrix: Any) -> Floats:
         if not isinstance(matrix, Panels):
@@ -191,6 +242,11 @@ def best_steps() -> Steps:
     except MissingEngine:  # never required
         return Steps()
     return Steps() if kernels is None else CompiledSteps(kernels)
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Say whether a shape is a matrix's; a vector may be a matrix of one row."""
+    return len(shape) == 2 and shape[0] > 1
 
 
 def _whole(x: Floats) -> Floats:

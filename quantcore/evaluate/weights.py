@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from quantcore.tensors import Tensor
 
 # Weights in one piece of work: small enough to spread a layer over all cores.
 SLAB_WEIGHTS = 1 << 20
+
+Read = Callable[[Tensor, Executor], Any]
 
 
 @dataclass(frozen=True)
@@ -138,19 +141,23 @@ class Weights:
             raise UnreadableFile(f"{self.source.path}: has no tensor {name}")
         return tensor
 
-    def layer(self, index: int, pool: Executor, *, with_experts: bool = True) -> dict[str, Floats]:
+    def layer(
+        self, index: int, pool: Executor, read: Read | None = None, *, with_experts: bool = True
+    ) -> dict[str, Any]:
         """Return the tensors of layer `index` by the part of their name after `blk.N.`, fused ones split.
 
-        Those of matrices that experts have may be left out, see `expert`.
+        They are float32, or what `read` makes of those that are not split. Those of matrices that experts
+        have may be left out, see `expert`.
         """
-        parts = {}
+        parts: dict[str, Any] = {}
         for part in (*self.parts, *self.architecture.optional):
             name = f"blk.{index}.{part}"
             if part.endswith("_exps.weight") and not with_experts:
                 continue
             if part in self.architecture.optional and self.source.tensor(name) is None:
                 continue
-            parts[part] = read_float(self._checked(name), pool)
+            fused = part.removesuffix(".weight") in self.architecture.fused
+            parts[part] = (read_float if fused or read is None else read)(self._checked(name), pool)
         return self.split(parts)
 
     def expert(self, index: int, part: str, number: int) -> Floats:
