@@ -1,10 +1,13 @@
 """Perplexity, KL divergence and importance beside llama.cpp's tools: are the figures the same, and how soon?
 
     python benchmarks/evaluate.py --llama-bin FOLDER --text TEXT SOURCE.gguf QUANT.gguf [...]
+        [--threads 1 2] [--chunks 6 30] [--runs 5] [--big MODEL.gguf] [--numpy]
 
 Both measure the same chunks of the same text with the same threads, in turn, A B A B; FOLDER has
 llama-perplexity and llama-imatrix. Times are of whole processes, start included; ratios are llama.cpp's
-median over ours, so more than 1 means that we are sooner. The first model is the source of the others.
+median over ours, so more than 1 means that we are sooner. The first model is the source of the others;
+figures are compared with the first number of chunks. `--numpy` adds rows of ours without compiled kernels.
+`--big` adds the peak memory of one run of a large model, as `big_model.py` makes it, with two chunks.
 Writes results/evaluate.json and evaluate.md beside this script.
 """
 
@@ -17,12 +20,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from gguf_speed import median, processor, run
 
 from quantcore.imatrix import open_imatrix
+from quantcore.kernels import library
 
 HERE = Path(__file__).parent
 N_CTX = 512
@@ -57,42 +62,46 @@ def times(ours, theirs, runs):
 
 
 class Bench:
-    def __init__(self, options, folder):
-        self.options, self.folder = options, folder
-        self.rows = []
+    """Both programs with the same threads and chunks."""
+
+    def __init__(self, options, folder, threads, chunks, rows):
+        self.options, self.folder, self.rows = options, folder, rows
+        self.threads, self.chunks = threads, chunks
 
     def tool(self, name, model, *arguments):
-        options = self.options
-        common = [
-            "-f",
-            options.text,
-            "-c",
-            N_CTX,
-            "-b",
-            N_CTX,
-            "-t",
-            options.threads,
-            "--chunks",
-            options.chunks,
-        ]
-        return [str(part) for part in (options.llama_bin / name, "-m", model, *common, *arguments)]
+        limits = ["-c", N_CTX, "-b", N_CTX, "-t", self.threads, "--chunks", self.chunks]
+        command = [self.options.llama_bin / name, "-m", model, "-f", self.options.text, *limits]
+        return [str(part) for part in (*command, *arguments)]
 
     def ours(self, verb, model, *arguments):
-        options = self.options
-        limits = ["--ctx", N_CTX, "--chunks", options.chunks, "--threads", options.threads]
-        return quantcore(verb, model, options.text, *arguments, *limits)
+        limits = ["--ctx", N_CTX, "--chunks", self.chunks, "--threads", self.threads]
+        return quantcore(verb, model, self.options.text, *arguments, *limits)
+
+    def without_kernels(self, command):
+        """Return the command where no kernels are found."""
+        return ["env", f"QUANTCORE_CACHE={self.folder / 'no kernels'}", *command]
 
     def note(self, what, model, ours, theirs, deviation, costs):
-        row = {"what": what, "model": model.stem, "ours": ours, "theirs": theirs, "deviation": deviation}
+        row = {"what": what, "model": model.stem, "threads": self.threads, "chunks": self.chunks}
+        row |= {"ours": ours, "theirs": theirs, "deviation": deviation}
         self.rows.append(row | (costs or {}))
         print(self.rows[-1], flush=True)
 
     def perplexity(self, model):
-        mine, peer = self.ours("perplexity", model, "--json"), self.tool("llama-perplexity", model)
+        mine = self.ours("perplexity", model, "--json")
+        self.compare("perplexity", model, mine, self.options.runs)
+        if self.options.numpy:
+            self.compare("perplexity, numpy alone", model, self.without_kernels(mine), self.options.runs)
+
+    def compare(self, what, model, mine, runs):
+        peer = self.tool("llama-perplexity", model)
         found = json.loads(subprocess.run(mine, capture_output=True, check=True).stdout)["ppl"]
         theirs = figure(r"Final estimate: PPL = ([\d.]+)", told(peer))
-        costs = times(mine, peer, self.options.runs)
-        self.note("perplexity", model, found, theirs, abs(found / theirs - 1), costs)
+        self.note(what, model, found, theirs, abs(found / theirs - 1), times(mine, peer, runs))
+
+    def memory(self, model):
+        """Note the perplexity and the peak memory of one run of each."""
+        self.compare("peak memory", model, self.ours("perplexity", model, "--json"), 1)
 
     def divergence(self, source, quant):
         mine, peer = self.folder / "ours.base", self.folder / "theirs.base"
@@ -134,6 +143,8 @@ def line(row):
     shown = [
         row["what"],
         row["model"],
+        f"{row['threads']}",
+        f"{row['chunks']}",
         f"{row['ours']:.6g}",
         f"{row['theirs']:.6g}",
         f"{row['deviation']:.2e}",
@@ -147,22 +158,39 @@ def line(row):
     return f"| {' | '.join(shown)} |"
 
 
+def kernels():
+    """Return in words whether compiled kernels were used."""
+    return "with compiled kernels" if library.load() is not None else "without compiled kernels"
+
+
+def blas(machine):
+    """Return in words which processor's code OpenBLAS was told to use."""
+    kind = machine["openblas_coretype"]
+    return f"told by OPENBLAS_CORETYPE to use {kind}'s code" if kind else "left to choose its code"
+
+
 def save(rows, options):
     machine = {"processor": processor(), "cores": os.cpu_count(), "runs": options.runs}
-    machine |= {"threads": options.threads, "chunks": options.chunks, "n_ctx": N_CTX}
+    machine |= {
+        "n_ctx": N_CTX,
+        "kernels": kernels(),
+        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
+    }
     document = {"machine": machine, "rows": rows}
     (HERE / "results" / "evaluate.json").write_text(json.dumps(document, indent=1) + "\n")
     head = (
-        "| figure | model | ours | llama.cpp | deviation "
+        "| figure | model | threads | chunks | ours | llama.cpp | deviation "
         "| ours, s | llama.cpp, s | wall ratio | CPU ratio | peak MB |\n"
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     )
     (HERE / "evaluate.md").write_text(
         "# Figures beside llama.cpp's\n\n"
-        f"Made by `evaluate.py` on {machine['processor']}, {options.threads} threads:\n"
-        f"{options.chunks} chunks of {N_CTX} tokens, median of {options.runs} runs each, in turn, of whole\n"
-        "processes. Ratios are llama.cpp's time over ours; the deviation of importance is that of a whole\n"
-        "tensor's sums.\n\n" + head + "\n".join(map(line, rows)) + "\n"
+        f"Made by `evaluate.py` on {machine['processor']}, {machine['kernels']}: chunks of {N_CTX}\n"
+        f"tokens, median of {options.runs} runs each, in turn, of whole processes. Ratios are llama.cpp's time\n"
+        "over ours, so more than 1 means that we are sooner; the deviation of importance is that of a whole\n"
+        "tensor's sums; peaks are ours / llama.cpp's, of the latter with what it has mapped of the file.\n"
+        "OpenBLAS, which does products where compiled kernels do not, was\n"
+        f"{blas(machine)}.\n\n" + head + "\n".join(map(line, rows)) + "\n"
     )
 
 
@@ -171,19 +199,25 @@ def main():
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--llama-bin", required=True, type=Path)
     parser.add_argument("--text", required=True, type=Path)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--chunks", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count()])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[6, 30])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--numpy", action="store_true")
+    parser.add_argument("--big", type=Path)
     options = parser.parse_args()
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options, Path(folder))
-        for model in options.models:
-            bench.perplexity(model)
+        for chunks, threads in product(options.chunks, options.threads):
+            bench = Bench(options, Path(folder), threads, chunks, rows)
+            for model in options.models:
+                bench.perplexity(model)
+                bench.importance(model)
+        bench = Bench(options, Path(folder), max(options.threads), options.chunks[0], rows)
         for quant in options.models[1:]:
             bench.divergence(options.models[0], quant)
-        for model in options.models:
-            bench.importance(model)
-    save(bench.rows, options)
+        if options.big:
+            Bench(options, Path(folder), max(options.threads), 2, rows).memory(options.big)
+    save(rows, options)
 
 
 if __name__ == "__main__":
