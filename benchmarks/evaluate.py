@@ -188,7 +188,7 @@ def save(rows, options):
         f"Made by `evaluate.py` on {machine['processor']}, {machine['kernels']}: chunks of {N_CTX}\n"
         f"tokens, median of {options.runs} runs each, in turn, of whole processes. Ratios are llama.cpp's\n"
         "time over ours, so more than 1 means that we are sooner; the deviation of importance is that of a\n"
-        "whole tensor's sums; peaks are ours / llama.cpp's, of the latter with what it has mapped of the file.\n"
+        "whole tensor's sums; peaks are ours / llama.cpp's, with what the latter has mapped of the file.\n"
         "OpenBLAS, which does products where compiled kernels do not, was\n"
         f"{blas(machine)}.\n\n" + head + "\n".join(map(line, rows)) + "\n"
     )
