@@ -80,9 +80,11 @@ def pack(stored: Mapping[str, StoredTensor]) -> tuple[dict[str, PackedTensor], d
 
     Raises `UnreadableFile` for one of the two without the other, or of another type or shape.
     """
-    names = {name.removesuffix(end) for name in stored for end in (BLOCKS, SCALES) if name.endswith(end)}
-    packed = {name: _packed(name, stored) for name in sorted(names)}
-    taken = {name + end for name in names for end in (BLOCKS, SCALES)}
+    ends = (SCALES, BLOCKS)
+    # In the order of their scales, which is that of llama.cpp's converter.
+    names = {name.removesuffix(end): None for end in ends for name in stored if name.endswith(end)}
+    packed = {name: _packed(name, stored) for name in names}
+    taken = {name + end for name in names for end in ends}
     return packed, {name: tensor for name, tensor in stored.items() if name not in taken}
 
 

@@ -141,6 +141,24 @@ def test_what_gguf_cannot_say_is_refused(packed, changes, said):
         open_huggingface(packed)
 
 
+def test_packed_experts_stand_in_the_order_of_the_files(packed):
+    """As llama.cpp's converter has them."""
+    weights = weights_of(config_of("gpt-oss"))
+    late = {name for name in weights if ".layers.0." in name or ".layers.2." in name}
+    parts = {"model-1.safetensors": weights.keys() - late, "model-2.safetensors": late}
+    for file, names in parts.items():
+        part = {name: array for name, array in weights.items() if name in names}
+        (packed / file).write_bytes(safetensors_bytes(part))
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    (packed / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    names = [info.name for info in open_huggingface(packed).infos if info.type == "MXFP4"]
+
+    assert names == [
+        f"blk.{n}.ffn_{part}_exps.weight" for n in (1, 3, 0, 2) for part in ("down", "gate", "up")
+    ]
+
+
 BLOCKS, SCALES = f"{EXPERTS}down_proj_blocks", f"{EXPERTS}down_proj_scales"
 
 
