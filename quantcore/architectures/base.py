@@ -173,6 +173,17 @@ def head_size(config: Config) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
+def require_plain_heads(config: Config) -> None:
+    """Raise `UnknownArchitecture` where heads do not share the width evenly, of which files say nothing in
+    families whose converter writes no size of heads.
+    """
+    plain = config["hidden_size"] // config["num_attention_heads"]
+    if head_size(config) != plain:
+        raise UnknownArchitecture(
+            f"head_dim is {head_size(config)}, and GGUF cannot say another than {plain}"
+        )
+
+
 def interleave(heads: int, size: int) -> npt.NDArray[np.int64]:
     """Return the row order that turns each head from halves (i, i + size/2) into neighbours (2i, 2i + 1)."""
     rows = np.arange(heads * size, dtype=np.int64).reshape(heads, 2, size // 2)  # (heads, half, pairs)

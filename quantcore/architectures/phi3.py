@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from quantcore.architectures.base import Architecture, Config, register
+from quantcore.architectures.base import Architecture, Config, register, require_plain_heads
 from quantcore.architectures.hparams import LONG_ROPE, rope_parameters
 from quantcore.errors import UnknownArchitecture
 from quantcore.ggufkv import Value, f32, u32
@@ -24,6 +24,7 @@ def rotated(config: Config) -> int:
 
 def common(config: Config, name: str) -> dict[str, Value]:
     """Return the metadata before the file type, in the order of llama.cpp's converter."""
+    require_plain_heads(config)
     rope = rope_parameters(config)
     values = {
         "context_length": u32(config["max_position_embeddings"]),
@@ -85,6 +86,7 @@ PHI3 = register(
             "ffn_up.weight",
             "ffn_down.weight",
         ),
+        optional=("attn_qkv.bias",),
         fused={"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
         states_head_size=False,
         common=common,

@@ -6,7 +6,14 @@ reads what attention reads. llama.cpp goes by the tensors in this, not by `use_p
 
 from __future__ import annotations
 
-from quantcore.architectures.base import BLOCK, Architecture, Config, head_size, register
+from quantcore.architectures.base import (
+    BLOCK,
+    Architecture,
+    Config,
+    head_size,
+    register,
+    require_plain_heads,
+)
 from quantcore.architectures.hparams import ROPE_BASE, rope_parameters, rope_scaling
 from quantcore.ggufkv import Value, boolean, f32, u32
 
@@ -17,6 +24,7 @@ def common(config: Config, name: str) -> dict[str, Value]:
     It leaves out the base and the scaling of rope, which models of this family have at their defaults; they
     are stated here where they differ.
     """
+    require_plain_heads(config)
     rope = rope_parameters(config)
     share = rope.get("partial_rotary_factor") or config.get("rope_pct") or 0.25
     values = {

@@ -175,17 +175,18 @@ class Weights:
         """Return the tensors of a layer with fused matrices in pieces."""
         found = dict(parts)
         for whole, pieces in self.architecture.fused.items():
-            rows = found.pop(f"{whole}.weight")
-            ends = np.cumsum([self.shape.rows(piece) for piece in pieces])
-            split = zip(pieces, np.split(rows, ends[:-1]), strict=True)
-            found |= {f"{piece}.weight": matrix for piece, matrix in split}
+            ends = np.cumsum([self.shape.rows(piece) for piece in pieces])[:-1]
+            for kind in [kind for kind in ("weight", "bias") if f"{whole}.{kind}" in parts]:
+                split = zip(pieces, np.split(found.pop(f"{whole}.{kind}"), ends), strict=True)
+                found |= {f"{piece}.{kind}": rows for piece, rows in split}
         return found
 
     def joined(self, parts: Mapping[str, Floats]) -> dict[str, Floats]:
         """Return what `split` was given: the tensors of a layer as the file has them."""
         found = dict(parts)
         for whole, pieces in self.architecture.fused.items():
-            found[f"{whole}.weight"] = np.concatenate([found.pop(f"{piece}.weight") for piece in pieces])
+            for kind in [kind for kind in ("weight", "bias") if f"{pieces[0]}.{kind}" in parts]:
+                found[f"{whole}.{kind}"] = np.concatenate([found.pop(f"{piece}.{kind}") for piece in pieces])
         return found
 
     def output(self, pool: Executor) -> Floats:

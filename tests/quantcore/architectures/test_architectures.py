@@ -99,6 +99,14 @@ def test_both_ways_to_state_a_longrope_give_the_same_metadata():
     assert rope_factors(one, 12).keys() == rope_factors(other, 12).keys()
 
 
+@pytest.mark.parametrize("name", ["phi3", "stablelm"])
+def test_heads_of_a_size_that_no_file_could_state_are_refused(name):
+    config = dict(by_name(name).complete(config_of(name))) | {"head_dim": 16}
+
+    with pytest.raises(UnknownArchitecture, match="head_dim is 16, and GGUF cannot say another than 8"):
+        by_name(name).hparams(config, 1)
+
+
 def test_the_strength_of_a_longrope_follows_from_how_far_it_stretches_unless_it_is_stated():
     family = by_name("phi3")
     config = family.complete(config_of("phi3long"))

@@ -152,6 +152,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "use_parallel_residual": True,
         "head_dim": None,
     },
+    # As it was called before it was part of Transformers, which then had other names.
+    "stablelm, older": {
+        "architectures": ["StableLMEpochForCausalLM"],
+        "model_type": "stablelm_epoch",
+        "norm_eps": 1e-5,
+        "rope_pct": 0.5,
+        "rope_theta": 10000.0,
+    },
     "gpt-oss": gptoss.GPT_OSS | gptoss.MXFP4,
     "gpt-oss, plain": gptoss.GPT_OSS,
     "gemma2": gemma.GEMMA2,
@@ -231,7 +239,7 @@ def layer_normed(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> 
     """Return the shapes of a StableLM: biases of norms, of q, k and v, and norms of heads, as it is asked."""
     found, size = dict(shapes), config["hidden_size"] // config["num_attention_heads"]
     for name, shape in shapes.items():
-        if name.endswith("post_attention_layernorm.weight") and config["use_parallel_residual"]:
+        if name.endswith("post_attention_layernorm.weight") and config.get("use_parallel_residual"):
             del found[name]
         elif "norm" in name:
             found[name.replace("weight", "bias")] = shape
@@ -244,7 +252,11 @@ def layer_normed(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> 
     return found
 
 
-RESHAPED = {"Phi3ForCausalLM": fused, "StableLmForCausalLM": layer_normed}
+RESHAPED = {
+    "Phi3ForCausalLM": fused,
+    "StableLmForCausalLM": layer_normed,
+    "StableLMEpochForCausalLM": layer_normed,
+}
 
 
 def feed_forward_of(config: dict[str, Any], block: str) -> dict[str, tuple[int, ...]]:

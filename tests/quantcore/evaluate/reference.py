@@ -24,7 +24,7 @@ FUSED = {"q_proj": "qkv_proj", "k_proj": "", "v_proj": "", "gate_proj": ""}
 def rope_frequencies(config, size):
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type")
-    size = int(size * config.get("partial_rotary_factor", 1.0))
+    size = int(size * (config.get("partial_rotary_factor") or config.get("rope_pct", 1.0)))
     theta = rope.get("rope_theta") or config.get("rope_theta")
     frequencies = [theta ** (-2 * i / size) for i in range(size // 2)]
     if kind == "linear":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from quantcore.convert import open_huggingface
 from quantcore.errors import UnreadableFile
 from quantcore.evaluate.rope import make_rope
+from quantcore.evaluate.weights import Weights
 from quantcore.ggufkv import u32
-from tests.quantcore.convert.families import FAMILIES, write_model
+from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
 from tests.quantcore.evaluate.test_forward import far_from, ours, with_tensor
 
 
@@ -70,3 +72,21 @@ def test_a_layer_norm_needs_its_bias(tmp_path):
 
     with pytest.raises(UnreadableFile, match=r"has no tensor output_norm\.bias"):
         ours(source)
+
+
+def test_biases_of_what_is_fused_belong_to_its_pieces(tmp_path):
+    weights = weights_of(config_of("phi3"))
+    bias = np.arange(64, dtype=np.float32) / 16
+    named = {f"model.layers.{n}.self_attn.qkv_proj.bias": bias for n in range(2)}
+    plain = made(tmp_path, "phi3")
+    logits = ours(plain)
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(weights | named))
+    source = open_huggingface(tmp_path)
+    model = Weights(source)
+
+    with ThreadPoolExecutor(1) as pool:
+        parts = model.layer(0, pool)
+
+    assert np.array_equal(parts["attn_k.bias"], bias[32:48])
+    assert np.array_equal(model.joined(parts)["attn_qkv.bias"], bias)
+    assert far_from(logits, source)
