@@ -5,7 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
+import quantcore
 from hub import engine, previews
+from hub.engine import sources
 from hub.layout import lay_out
 from quantcore import errors
 from quantcore.evaluate import speed
@@ -125,7 +127,7 @@ def test_headers_tell_what_the_catalog_shows(demo, settings):
     ],
 )
 def test_metadata_that_json_cannot_hold_is_shown_as_text(value, shown):
-    assert engine._shown(value) == shown
+    assert sources._shown(value) == shown
 
 
 def test_each_engine_that_measures_speed_is_named_once(monkeypatch, tmp_path):
@@ -137,7 +139,7 @@ def test_each_engine_that_measures_speed_is_named_once(monkeypatch, tmp_path):
         results=(speed.SpeedTest("pp512", 9.0, 1.0, 5, ()), speed.SpeedTest("tg128", 3.0, 1.0, 5, ())),
         memory=speed.Memory(1, 2, 3),
     )
-    monkeypatch.setattr(engine.quantcore, "bench", lambda *_args, **_options: found)
+    monkeypatch.setattr(quantcore, "bench", lambda *_args, **_options: found)
 
     speeds = engine.speeds(tmp_path, lambda _progress: None)
 
@@ -161,7 +163,7 @@ def test_speeds_deep_in_the_context_stand_beside_the_others(monkeypatch, tmp_pat
             speed.NotMeasured("vLLM", "", "vLLM needs a CUDA card"),
         ),
     )
-    monkeypatch.setattr(engine.quantcore, "bench", lambda *_args, **options: asked.update(options) or found)
+    monkeypatch.setattr(quantcore, "bench", lambda *_args, **options: asked.update(options) or found)
 
     speeds = engine.speeds(tmp_path, lambda _progress: None)
 

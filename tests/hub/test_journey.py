@@ -13,6 +13,7 @@ import pytest
 from django.conf import settings
 from django.db import OperationalError
 
+import quantcore
 from hub import blobs, engine
 from hub.catalog.models import Measurement, Quant
 from hub.jobs import actions, baselines, journey
@@ -137,7 +138,7 @@ def test_figures_of_closeness_come_with_their_percentiles(ready, no_speed):
 def test_every_figure_says_whole_how_it_was_got(ready, monkeypatch, demo):
     """The text and its hash, tokens, context, chunks, build, flags, machine and date."""
     monkeypatch.setattr(engine, "wait_for_kernels", lambda: None)
-    monkeypatch.setattr(engine.quantcore, "bench", lambda *_arguments, **_options: benched())
+    monkeypatch.setattr(quantcore, "bench", lambda *_arguments, **_options: benched())
 
     quant = make(ready).quant
 

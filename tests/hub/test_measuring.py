@@ -8,6 +8,7 @@ import numpy as np
 
 from hub import engine
 from hub.catalog.models import Measurement
+from hub.engine import measuring as figures
 from hub.jobs import measuring
 from quantcore.evaluate.spread import spread
 
@@ -21,7 +22,7 @@ def test_bits_per_byte_that_are_no_number_are_left_out():
 
 
 def test_percentiles_that_are_no_number_are_left_out():
-    found = engine._spread(replace(spread(np.arange(4.0)), max=inf))
+    found = figures._spread(replace(spread(np.arange(4.0)), max=inf))
 
     assert "max" not in found
     assert found["median"] == 1.5
@@ -29,7 +30,7 @@ def test_percentiles_that_are_no_number_are_left_out():
 
 
 def test_errors_of_tensors_have_null_for_what_is_no_number():
-    assert [engine._rounded(value) for value in (nan, inf, None, 0.123456789)] == [
+    assert [figures._rounded(value) for value in (nan, inf, None, 0.123456789)] == [
         None,
         None,
         None,
