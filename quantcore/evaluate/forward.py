@@ -18,7 +18,7 @@ import numpy.typing as npt
 from quantcore.evaluate.activations import EXACT, Activations, Inputs, Rounded
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.head import Head
-from quantcore.evaluate.layer import MATRICES, Layer, Seen, Watcher
+from quantcore.evaluate.layer import MATRICES, Attended, Layer, Seen, Watcher
 from quantcore.evaluate.meter import Meter
 from quantcore.evaluate.mixture import Experts, Routes
 from quantcore.evaluate.ops import Doubles, Floats
@@ -33,6 +33,7 @@ T = TypeVar("T")
 Tokens = npt.NDArray[np.int32]
 
 GROUP_BYTES = 1 << 28  # hidden states of all chunks of a group
+_NOTHING = np.empty(0, dtype=np.float32)
 TASK_ROWS = 512  # tokens that one worker takes through a layer: large matrices, bounded temporaries
 
 
@@ -194,18 +195,23 @@ class Run:
     ) -> list[Floats]:
         """Return what leaves a layer of a mixture, whose experts are never in memory together."""
         layer = self.layer(index, pool, ready=True, with_experts=False)
-        begun = list(pool.map(layer.attend, tasks, [start] * len(tasks)))
-        tasks.clear()
-        chosen = list(pool.map(layer.choose, [it.normed for it in begun], [it.seen for it in begun]))
-        x = np.concatenate([it.normed for it in begun])  # (chunks * rows, embedding)
-        ends = np.cumsum([len(it.normed) for it in begun])
-        # Of each task its rows of the whole, to let go of what they were copied from.
-        begun = [replace(it, normed=own) for it, own in zip(begun, np.split(x, ends[:-1]), strict=True)]
-        experts, shares = (np.concatenate(it) for it in zip(*chosen, strict=True))
-        routes = Routes.of(experts, shares, self.weights.shape.experts)
+        sizes = [task.shape[0] * (task.shape[1] - start) for task in tasks]
+        x = np.empty((sum(sizes), self.weights.shape.embedding), dtype=np.float32)
+        ends = np.cumsum(sizes)[:-1]
+        own = np.split(x, ends)  # the rows of each task
+
+        def begin(place: int) -> tuple[Attended, npt.NDArray[np.intp], Floats]:
+            attended = layer.attend(tasks[place], start)
+            tasks[place] = _NOTHING  # what went into the layer, so that it goes
+            own[place][:] = attended.normed
+            attended = replace(attended, normed=own[place])
+            return attended, *layer.choose(attended.normed, attended.seen)
+
+        begun, chosen, shares = zip(*pool.map(begin, range(len(tasks))), strict=True)
+        routes = Routes.of(np.concatenate(chosen), np.concatenate(shares), self.weights.shape.experts)
         out = self._fed(layer, x, routes, chunks, pool)
         results = []
-        for passed in pool.map(layer.finish, begun, np.split(out, ends[:-1])):
+        for passed in pool.map(layer.finish, begun, np.split(out, ends)):
             results.append(passed.states)
             self._tell(passed.seen)
             self.meter.layer(index, chunks, len(passed.states))
@@ -220,6 +226,7 @@ class Run:
                 out[piece.rows] += added
                 self._tell(seen)
             self.meter.layer(layer.index, chunks, 0)
+            self.steps.reuse(matrix for own in slab.matrices.values() for matrix in own.values())
             del slab, work  # before the next is dequantized
         return out
 
