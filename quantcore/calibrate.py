@@ -27,6 +27,7 @@ from quantcore.evaluate.forward import check, watch
 from quantcore.evaluate.layer import MATRICES
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked
+from quantcore.evaluate.steps import steps_of
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.evaluate.weights import Weights
 from quantcore.imatrix import Entry, ImportanceMatrix
@@ -80,16 +81,18 @@ def importance(
     n_chunks: int | None = None,
     threads: int | None = None,
     report: Report = ignore,
+    device: str = "cpu",
 ) -> Sums:
     """Return the importance matrix of a model on a text, which files will call `dataset`.
 
     They also hold `digest`, its SHA-256: that of the text as it is given, unless another is known.
     Chunks of `n_ctx` tokens are cut as llama-imatrix does. Raises `ShortText` for a text of fewer than two
-    chunks, and what reading the model raises.
+    chunks, and what reading the model raises; `MissingEngine` for the `device` "cuda" without cupy or a card.
     """
+    steps = steps_of(device)
     chunks = chunked(source, text, n_ctx, n_chunks)
     sums = Sums(n_ctx, datasets=[dataset], hashes=[digest or hashlib.sha256(text.encode()).hexdigest()])
-    watch(source, chunks, _Squares(sums), threads=threads, report=report)
+    watch(source, chunks, _Squares(sums), threads=threads, report=report, steps=steps)
     return sums
 
 

@@ -72,6 +72,15 @@ def add_source(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = Non
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the model runs: the processor (the default), or a CUDA card through cupy",
+    )
+
+
 def _levels() -> str:
     plain = ", ".join(name for name, recipe in recipes().items() if not recipe.needs_imatrix)
     weighted = ", ".join(name for name, recipe in recipes().items() if recipe.needs_imatrix)

@@ -10,7 +10,7 @@ from typing import Any
 from quantcore.atomic import refuse_overwriting
 from quantcore.calibrate import importance, promised
 from quantcore.cli._imatrixstats import show_statistics
-from quantcore.cli._options import add_source, whole_number
+from quantcore.cli._options import add_device, add_source, whole_number
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
 from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
@@ -48,6 +48,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
     )
+    add_device(parser)
     add_json(parser)
     parser.set_defaults(run=run, refuse=parser.error)
 
@@ -83,6 +84,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 n_ctx=arguments.ctx,
                 n_chunks=arguments.chunks,
                 threads=arguments.threads,
+                device=arguments.device,
                 report=report,
             )
     except ShortText as exc:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcore.atomic import refuse_overwriting
-from quantcore.cli._options import whole_number
+from quantcore.cli._options import add_device, whole_number
 from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
 from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
@@ -38,6 +38,7 @@ def add_parser(verbs: Any) -> None:
         help="float32 measures the weights alone (the default); llama.cpp rounds inputs, keys and values as "
         "llama.cpp does on a processor, whose figures these then are",
     )
+    add_device(parser)
     base = parser.add_mutually_exclusive_group()
     base.add_argument("--save-base", type=Path, metavar="F", help="also write all log probabilities to F")
     base.add_argument("--kl-base", type=Path, metavar="F", help="compare with the log probabilities in F")
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "n_chunks": arguments.chunks,
         "threads": arguments.threads,
         "activations": arguments.activations,
+        "device": arguments.device,
     }
     try:
         with progress_bar() as report:

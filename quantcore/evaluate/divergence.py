@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from quantcore.evaluate.perplexity import (
     token_nll,
 )
 from quantcore.evaluate.spread import Doubles, Spread, spread, standard_error
+from quantcore.evaluate.steps import steps_of
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
 
@@ -165,12 +167,14 @@ def save_base(
     threads: int | None = None,
     report: Report = ignore,
     activations: Activations = "float32",
+    device: str = "cpu",
 ) -> Perplexity:
     """Measure perplexity and write the base file at `path`, which appears only when it is whole.
 
     It holds the first `n_kept` chunks, or all: a position takes two bytes for each token of the vocabulary.
     """
-    started = time.monotonic()
+    started, steps = time.monotonic(), steps_of(device)
+    how: dict[str, Any] = {"threads": threads, "report": report, "activations": activations, "steps": steps}
     chunks = cut(source, text, n_ctx, n_chunks)
     tokens = chunks.tokens
     first = n_ctx // 2
@@ -188,9 +192,7 @@ def save_base(
     try:
         head = HEAD.pack(MAGIC, n_ctx, base.vocab, len(base.tokens))
         file.write(head + base.tokens.astype("<i4").tobytes())
-        nll = map_logits(
-            source, tokens, score, first=first, threads=threads, report=report, activations=activations
-        )
+        nll = map_logits(source, tokens, score, first=first, **how)
         file.commit()
     finally:
         file.discard()
@@ -207,6 +209,7 @@ def divergence(
     threads: int | None = None,
     report: Report = ignore,
     activations: Activations = "float32",
+    device: str = "cpu",
 ) -> tuple[Perplexity, Divergence]:
     """Measure `source` against the base file of another model on the same text, in all or `n_chunks` chunks.
 
@@ -214,7 +217,7 @@ def divergence(
 
     Raises `InputError` when the base was made from another text or with another vocabulary.
     """
-    started = time.monotonic()
+    started, steps = time.monotonic(), steps_of(device)
     base = open_base(base_path)
     compared = min(len(base.tokens), n_chunks or len(base.tokens))
     chunks = _same_tokens(source, text, base, compared, max(compared, n_scored or 0))
@@ -223,9 +226,8 @@ def divergence(
     tokens = chunks.tokens
     score = _scorer(base, tokens, compared)
     first = tokens.shape[1] // 2
-    scores = map_logits(
-        source, tokens, score, first=first, threads=threads, report=report, activations=activations
-    )
+    how: dict[str, Any] = {"threads": threads, "report": report, "activations": activations, "steps": steps}
+    scores = map_logits(source, tokens, score, first=first, **how)
     nll = np.concatenate([chunk.nll for chunk in scores])
     figures = summarize(nll, chunks, time.monotonic() - started)
     return figures, _summary([chunk for chunk in scores if isinstance(chunk, _Compared)])

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from quantcore.errors import InputError
 from quantcore.evaluate.activations import EXACT, Activations, Inputs, Rounded
 from quantcore.evaluate.blas import workers
 from quantcore.evaluate.head import Head
@@ -54,7 +55,7 @@ def map_logits(
     predict the token that follows them. It belongs to `each`, which is called by several threads.
     """
     run = Run(Weights(source), tokens, first, None, report, steps, activations)
-    with workers(threads, len(tokens)) as pool:
+    with workers(run.threads(threads), len(tokens)) as pool:
         return [result for group in run.groups() for result in run.group(group, each, pool)]
 
 
@@ -73,7 +74,7 @@ def losses(
     Each is float64 `(n_ctx - 1 - first,)`, in order. No chunk's logits are ever whole.
     """
     run = Run(Weights(source), tokens, first, None, report, steps, activations)
-    with workers(threads, len(tokens)) as pool:
+    with workers(run.threads(threads), len(tokens)) as pool:
         return [nll for group in run.groups() for nll in run.losses(group, pool)]
 
 
@@ -89,7 +90,7 @@ def watch(
     """Run all chunks `tokens` `(chunks, n_ctx)` through all layers, every position, and no further."""
     run = Run(Weights(source), tokens, 0, watcher, report, steps)
     # One thread to a product: how many there are must not show in what is measured.
-    with workers(threads, len(run.tasks(len(tokens))), blas=1) as pool:
+    with workers(run.threads(threads), len(run.tasks(len(tokens))), blas=1) as pool:
         for group in run.groups():
             run.states(group, pool)
 
@@ -125,6 +126,11 @@ class Run:
         self.activations = activations
         self.watcher = watcher
         self.steps = steps or best_steps()
+        if self.steps.away and (weights.shape.experts or activations != "float32"):
+            raise InputError(
+                f"{weights.source.path}: mixtures of experts, and inputs rounded as llama.cpp does, run on "
+                "the processor only; leave out --device"
+            )
         self.ropes = check(weights, tokens.shape[1])
         # The last layer is needed for the scored positions only.
         self.starts = [0] * (weights.shape.layers - 1) + [first]
@@ -132,6 +138,10 @@ class Run:
         scored = n_ctx - 1 - first if watcher is None else 0
         stage = "evaluate" if watcher is None else "calibrate"
         self.meter = Meter(weights.shape, chunks, n_ctx, self.starts, scored, report, stage)
+
+    def threads(self, wanted: int | None) -> int | None:
+        """Return how many threads to use: one hands a card all that it can do."""
+        return 1 if self.steps.away else wanted
 
     def groups(self) -> Iterator[range]:
         """Yield the chunks whose hidden states are in memory together."""
@@ -171,7 +181,7 @@ class Run:
     def states(self, chunks: range, pool: Executor) -> list[Floats]:
         """Return what leaves the last layer at the positions from `first` on, for each chunk."""
         x = self.weights.embed(self.tokens[chunks.start : chunks.stop])  # (chunks, n_ctx, embedding)
-        tasks = [x[place] for place in self.tasks(len(chunks))]
+        tasks = [self.steps.put(x[place]) for place in self.tasks(len(chunks))]
         del x  # it goes when the first layer is done
         through = self._through_experts if self.weights.shape.experts else self._through
         for index, start in enumerate(self.starts):
@@ -239,7 +249,9 @@ class Run:
     def _read_ready(self, tensor: Tensor, pool: Executor) -> Any:
         """Return a tensor in the form that products are fastest with if it is a matrix, else as float32."""
         part = tensor.name.split(".", 2)[2].removesuffix(".weight")
-        return self.steps.read(tensor, pool) if part in MATRICES else read_float(tensor, pool)
+        if part in MATRICES:
+            return self.steps.read(tensor, pool)
+        return self.steps.put(read_float(tensor, pool))
 
     def _make_ready(self, weights: dict[str, Any], pool: Executor) -> None:
         """Replace matrices one by one: what they were made of is not needed any more."""

@@ -56,7 +56,8 @@ class Head:
     def normed(self, states: Sequence[Floats], pool: Executor) -> list[Floats]:
         """Return `states`, each `(rows, embedding)`, after the last norm, as the output matrix gets them."""
         norm = self.weights.output_norm(pool)
-        return [self.inputs.of("output", norm(rows)) for rows in states]
+        homely = (self.steps.home(rows) for rows in states)
+        return [self.steps.put(self.inputs.of("output", norm(rows))) for rows in homely]
 
     def matrix(self, slab: slice) -> Any:
         """Return rows of the output matrix, ready for products."""
@@ -68,7 +69,7 @@ class Head:
         scales = self.weights.scales
         if scales.logits != 1.0:
             found *= np.float32(scales.logits)
-        soft_cap(found, scales.logits_cap)
+        soft_cap(found, scales.logits_cap, xp=self.steps.xp)
         return found
 
     def losses(
@@ -99,7 +100,8 @@ class Head:
     def _score(self, logits: Floats, slab: slice, tokens: npt.NDArray[np.int32]) -> Losses:
         own = np.flatnonzero((tokens >= slab.start) & (tokens < slab.stop))
         chosen = np.zeros(len(tokens))
-        chosen[own] = logits[own, tokens[own] - slab.start]
+        rows, places = (self.steps.put(it) for it in (own, tokens[own] - slab.start))
+        chosen[own] = self.steps.home(logits[rows, places])
         largest, total = self.steps.partition(logits)
         return Losses(largest, total, chosen)
 
@@ -118,7 +120,7 @@ class Head:
                 slab = self.slabs[number]
                 matrix = matrices[number] if matrices else self.matrix(slab)
                 for place, out in enumerate(logits, start=first):
-                    out[:, slab] = self.logits(normed[place], matrix)
+                    out[:, slab] = self.steps.home(self.logits(normed[place], matrix))
 
             for _ in pool.map(fill, range(len(self.slabs))):
                 pass

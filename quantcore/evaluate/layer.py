@@ -124,7 +124,9 @@ class Layer:
         attended = self.linear("attn_output", _flat(mixed)).reshape(late.shape)
         if self.feed_norm != "post_attention_norm":
             attended = self._normed("post_attention_norm", attended)
-        x = np.add(x[:, start:], self._scaled(attended), out=attended)
+        attended = self._scaled(attended)
+        attended += x[:, start:]
+        x = attended
         normed = late if self._side_by_side else self._normed(self.feed_norm, x)
         return Attended(x, _flat(normed), seen)
 
@@ -155,7 +157,7 @@ class Layer:
         if self.watcher is not None:
             parts = tuple(dict.fromkeys(self.shape.whole(part) for part in parts))
             names = tuple(f"blk.{self.index}.{part}.weight" for part in parts)
-            seen.append((names, expert, self.watcher.measure(names, x)))
+            seen.append((names, expert, self.watcher.measure(names, self.steps.home(x))))
 
     def _heads(self, name: str, x: Floats, heads: int, start: int) -> Floats:
         """Return queries or keys `(chunks, rows, heads, head_size)`, normed if need be, rotated."""
@@ -166,7 +168,7 @@ class Layer:
         if not self.shape.wide_norms:
             y = self._normed(f"{name}_norm", y)
         if self.rope is not None:
-            self.rope.rotate(y, start)
+            self.rope.rotate(y, start, xp=self.steps.xp)
         return y
 
     def _feed_forward(self, x: Floats, seen: Seen) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from quantcore.evaluate.activations import Activations
 from quantcore.evaluate.forward import Tokens, losses
 from quantcore.evaluate.ops import Floats, partition
 from quantcore.evaluate.spread import Doubles, standard_error
+from quantcore.evaluate.steps import steps_of
 from quantcore.evaluate.tokenizer import load_tokenizer
 from quantcore.progress import Report, ignore
 from quantcore.sources.base import Source
@@ -132,19 +134,20 @@ def perplexity(
     threads: int | None = None,
     report: Report = ignore,
     activations: Activations = "float32",
+    device: str = "cpu",
 ) -> Perplexity:
     """Measure the perplexity of `source` on `text`; `activations` as in `quantcore.evaluate.activations`.
+
+    `device` is "cpu" or "cuda"; raises `MissingEngine` for the latter without cupy or a card.
 
     Chunks of `n_ctx` tokens are independent; the tokens after the first half of each are scored.
     ppl = exp(mean nll), stderr = ppl sqrt((mean nll^2 - (mean nll)^2) / (n - 1)). Protocol: llama.cpp,
     tools/perplexity.
     """
-    started = time.monotonic()
+    started, steps = time.monotonic(), steps_of(device)
     chunks = cut(source, text, n_ctx, n_chunks)
-    tokens = chunks.tokens
-    first = n_ctx // 2
-    found = losses(source, tokens, first=first, threads=threads, report=report, activations=activations)
-    nll = np.concatenate(found)
+    how: dict[str, Any] = {"threads": threads, "report": report, "activations": activations, "steps": steps}
+    nll = np.concatenate(losses(source, chunks.tokens, first=n_ctx // 2, **how))
     return summarize(nll, chunks, time.monotonic() - started)
 
 

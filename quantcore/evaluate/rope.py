@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +38,11 @@ class Rope:
     def size(self) -> int:
         return 2 * int(self.cos.shape[1])
 
-    def rotate(self, heads: Floats, start: int = 0) -> None:
+    def rotate(self, heads: Floats, start: int = 0, *, xp: Any = np) -> None:
         """Rotate `heads` `(chunks, rows, n_heads, head_size)` in place, row 0 being position `start`."""
         stop = start + heads.shape[1]
-        cos, sin = self.cos[start:stop, None], self.sin[start:stop, None]  # (rows, 1, size / 2)
+        # (rows, 1, size / 2)
+        cos, sin = (xp.asarray(part[start:stop, None]) for part in (self.cos, self.sin))
         half = self.size // 2
         if self.kind == "normal":
             # Neighbours are one complex number each: a single pass over memory.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantcore.architectures.base import Gate, NormKind
+from quantcore.arrays import namespace, to_host
 from quantcore.errors import MissingEngine
 from quantcore.evaluate import ops
 from quantcore.evaluate.ops import Doubles, Floats
@@ -40,11 +41,27 @@ class Panels:
 
 
 class Steps:
-    """The steps by numpy."""
+    """The steps by numpy, or by another namespace `xp`, whose arrays lie on a card."""
+
+    def __init__(self, xp: Any = np) -> None:
+        self.xp = xp
+
+    @property
+    def away(self) -> bool:
+        """Whether arrays are not numpy's."""
+        return self.xp is not np
+
+    def put(self, x: Any) -> Any:
+        """Return an array where the steps are done."""
+        return self.xp.asarray(x)
+
+    def home(self, x: Any) -> Any:
+        """Return an array of numpy's."""
+        return to_host(x) if self.away else x
 
     def matrix(self, weight: Floats) -> Any:
         """Return a matrix `(outputs, inputs)` in the form that `product` is fastest with."""
-        return weight
+        return self.put(weight)
 
     def ready(self, weight: Any) -> Any:
         """Return a matrix in that form, or each of a stack; what is ready stays as it is."""
@@ -52,11 +69,11 @@ class Steps:
             return weight
         if weight.ndim == 3:
             return tuple(self.matrix(one) for one in weight)
-        return self.matrix(weight) if _is_matrix(weight.shape) else weight
+        return self.matrix(weight) if _is_matrix(weight.shape) else self.put(weight)
 
     def read(self, tensor: Tensor, pool: Executor) -> Any:
         """Return a tensor as float32, or in that form if there is a way that takes less memory."""
-        return read_float(tensor, pool)
+        return self.ready(read_float(tensor, pool))
 
     def reuse(self, weights: Iterable[Any]) -> None:
         """Let the memory of a layer's weights, which nobody needs any more, become that of another's."""
@@ -68,7 +85,7 @@ class Steps:
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
         """Return what `ops.rms_norm` does."""
-        return ops.rms_norm(x, weight, eps)
+        return ops.rms_norm(x, weight, eps, xp=self.xp)
 
     def after_norm(
         self, kind: NormKind, weights: Mapping[str, Floats], name: str, x: Floats, eps: float
@@ -76,12 +93,12 @@ class Steps:
         """Return what `ops.after_norm` does."""
         weight = weights.get(f"{name}.weight")
         if weight is None or kind != "rms":
-            return ops.after_norm(kind, weights, name, x, eps)
+            return ops.after_norm(kind, weights, name, x, eps, xp=self.xp)
         return self.rms_norm(x, weight, eps)
 
     def gated(self, gate: Floats, up: Floats, kind: Gate) -> Floats:
         """Return what `ops.gated` does; `gate` may be overwritten."""
-        return ops.gated(gate, up, kind)
+        return ops.gated(gate, up, kind, xp=self.xp)
 
     def attend(
         self,
@@ -95,17 +112,19 @@ class Steps:
         sinks: Floats | None,
     ) -> Floats:
         """Return what `ops.attend` does."""
-        return ops.attend(q, k, v, start, window, scale, cap, sinks)
+        return ops.attend(q, k, v, start, window, scale, cap, sinks, xp=self.xp)
 
     def partition(self, logits: Floats) -> tuple[Doubles, Doubles]:
         """Return what `ops.partition` does; `logits` may be overwritten."""
-        return ops.partition(logits)
+        largest, total = ops.partition(logits, xp=self.xp)
+        return self.home(largest), self.home(total)
 
 
 class CompiledSteps(Steps):
     """The steps by compiled kernels, as many as there are."""
 
     def __init__(self, kernels: Library) -> None:
+        super().__init__()
         names = ("pack", "product", "rms_norm", "gated", "pack_keys", "attend", "partition")
         self._kernels: dict[str, Compiled] = {}
         self._spare: dict[tuple[int, ...], list[Floats]] = {}
@@ -233,6 +252,11 @@ class CompiledSteps(Steps):
         found = np.empty((len(logits), 2), dtype=np.float64)
         kernel(_whole(logits), None, None, found)
         return found[:, 0], found[:, 1]
+
+
+def steps_of(device: str) -> Steps:
+    """Return the steps of a device, "cpu" or "cuda"; raises `MissingEngine` without cupy or a card."""
+    return best_steps() if device == "cpu" else Steps(namespace(device))
 
 
 def best_steps() -> Steps:

@@ -112,7 +112,9 @@ def test_a_rope_of_the_other_kind_shows(tmp_path, monkeypatch):
     source = open_huggingface(tmp_path)
     logits, rotate = ours(source), Rope.rotate
 
-    monkeypatch.setattr(Rope, "rotate", lambda self, *args: rotate(replace(self, kind="neox"), *args))
+    monkeypatch.setattr(
+        Rope, "rotate", lambda self, *args, xp: rotate(replace(self, kind="neox"), *args, xp=xp)
+    )
 
     assert far_from(logits, source)
 
