@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantcore.convert import open_huggingface
-from quantcore.errors import UnreadableFile
+from quantcore.errors import InputError, UnreadableFile
 from quantcore.evaluate.rope import make_rope
 from quantcore.evaluate.weights import Weights
 from quantcore.ggufkv import u32
@@ -90,3 +90,11 @@ def test_biases_of_what_is_fused_belong_to_its_pieces(tmp_path):
     assert np.array_equal(parts["attn_k.bias"], bias[32:48])
     assert np.array_equal(model.joined(parts)["attn_qkv.bias"], bias)
     assert far_from(logits, source)
+
+
+def test_factors_for_another_number_of_pairs_are_refused(tmp_path):
+    source = made(tmp_path, "phi3long")
+    other = replace(source, metadata=dict(source.metadata) | {"phi3.rope.dimension_count": u32(16)})
+
+    with pytest.raises(InputError, match=r"rope_factors_long\.weight must have 8 numbers"):
+        ours(other)
