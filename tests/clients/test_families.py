@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,9 +63,9 @@ def test_log_probabilities_are_llama_cpps(family, converted):
 def test_all_that_differs_for_gemma_is_the_rounding_of_the_gate(family, converted, monkeypatch):
     """Where a gate lies between two of those floats, the two may still take another each."""
 
-    def rounded(x: np.ndarray) -> None:
+    def rounded(x: np.ndarray, *, xp: Any) -> None:
         near = x.astype(np.float16).astype(np.float32)
-        gelu(near)
+        gelu(near, xp=xp)
         x[...] = np.select([x <= -10, x >= 10], [0, x], near.astype(np.float16).astype(np.float32))
 
     monkeypatch.setitem(ops.GATES, "gelu", rounded)
