@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from quantcore.cores import usable_cores
 from quantcore.errors import InputError
 from quantcore.evaluate.activations import EXACT, Activations, Inputs, Rounded
 from quantcore.evaluate.blas import workers
@@ -55,7 +57,7 @@ def map_logits(
     predict the token that follows them. It belongs to `each`, which is called by several threads.
     """
     run = Run(Weights(source), tokens, first, None, report, steps, activations)
-    with workers(run.threads(threads), len(tokens)) as pool:
+    with run.workers(threads, len(tokens)) as pool:
         return [result for group in run.groups() for result in run.group(group, each, pool)]
 
 
@@ -74,7 +76,7 @@ def losses(
     Each is float64 `(n_ctx - 1 - first,)`, in order. No chunk's logits are ever whole.
     """
     run = Run(Weights(source), tokens, first, None, report, steps, activations)
-    with workers(run.threads(threads), len(tokens)) as pool:
+    with run.workers(threads, len(tokens)) as pool:
         return [nll for group in run.groups() for nll in run.losses(group, pool)]
 
 
@@ -90,7 +92,7 @@ def watch(
     """Run all chunks `tokens` `(chunks, n_ctx)` through all layers, every position, and no further."""
     run = Run(Weights(source), tokens, 0, watcher, report, steps)
     # One thread to a product: how many there are must not show in what is measured.
-    with workers(run.threads(threads), len(run.tasks(len(tokens))), blas=1) as pool:
+    with run.workers(threads, len(run.tasks(len(tokens))), blas=1) as pool:
         for group in run.groups():
             run.states(group, pool)
 
@@ -139,9 +141,14 @@ class Run:
         stage = "evaluate" if watcher is None else "calibrate"
         self.meter = Meter(weights.shape, chunks, n_ctx, self.starts, scored, report, stage)
 
-    def threads(self, wanted: int | None) -> int | None:
-        """Return how many threads to use: one hands a card all that it can do."""
-        return 1 if self.steps.away else wanted
+    @contextmanager
+    def workers(self, threads: int | None, tasks: int, blas: int | None = None) -> Iterator[Executor]:
+        """Yield what `workers` does; threads that are left over help with products and attention."""
+        # One thread hands a card all that it can do.
+        threads = 1 if self.steps.away else threads or usable_cores()
+        count = max(1, min(threads, tasks))
+        with workers(threads, tasks, blas) as pool, self.steps.helped(count, threads // count):
+            yield pool
 
     def groups(self) -> Iterator[range]:
         """Yield the chunks whose hidden states are in memory together."""

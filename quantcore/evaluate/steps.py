@@ -8,8 +8,9 @@ they have none of.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from quantcore.tensors import Tensor
 GROUPS, LANES = 3, 16  # a tile's width in groups of outputs; see `quantcore.kernels.cpu.matmul`
 LARGEST_HEAD = 256
 NO_WINDOW = 1 << 30
+SHARE = 48  # rows, or a multiple, that one of several threads takes: whole tiles, and blocks of queries
 SPARE = 64  # numbers that may be read behind the last value
 
 
@@ -58,6 +60,12 @@ class Steps:
     def home(self, x: Any) -> Any:
         """Return an array of numpy's."""
         return to_host(x) if self.away else x
+
+    @contextmanager
+    def helped(self, callers: int, threads: int) -> Iterator[None]:
+        """Let each of some callers have so many threads for a step; numpy's products have those of BLAS."""
+        del callers, threads
+        yield
 
     def matrix(self, weight: Floats) -> Any:
         """Return a matrix `(outputs, inputs)` in the form that `product` is fastest with."""
@@ -126,12 +134,31 @@ class CompiledSteps(Steps):
     def __init__(self, kernels: Library) -> None:
         super().__init__()
         names = ("pack", "product", "rms_norm", "gated", "pack_keys", "attend", "partition")
-        self._kernels: dict[str, Compiled] = {}
+        found = {name: kernels.step(name) for name in names}
+        self._kernels: dict[str, Compiled] = {name: it for name, it in found.items() if it is not None}
         self._spare: dict[tuple[int, ...], list[Floats]] = {}
-        for name in names:
-            kernel = kernels.step(name)
-            if kernel is not None:
-                self._kernels[name] = kernel
+        self._helpers: Executor | None = None
+        self._shares = 1
+
+    @contextmanager
+    def helped(self, callers: int, threads: int) -> Iterator[None]:
+        if threads < 2:
+            yield
+            return
+        with ThreadPoolExecutor(callers * threads) as helpers:
+            self._helpers, self._shares = helpers, threads
+            try:
+                yield
+            finally:
+                self._helpers, self._shares = None, 1
+
+    def _in_shares(self, work: Callable[[slice], None], rows: int) -> None:
+        """Call `work` for all rows, shared out among helpers: no row's numbers depend on how."""
+        step = -(-rows // self._shares // SHARE) * SHARE or SHARE
+        shares = [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+        helpers = self._helpers if len(shares) > 1 else None
+        for _ in map(work, shares) if helpers is None else helpers.map(work, shares):
+            pass
 
     @property
     def _packs(self) -> bool:
@@ -186,7 +213,8 @@ class CompiledSteps(Steps):
             raise AssertionError(f"{x.shape} times panels of {matrix.values.shape}")
         out = np.empty((len(x), matrix.outputs), dtype=np.float32)
         sizes = np.array([matrix.outputs], dtype=np.int32)
-        self._kernels["product"](_whole(x), matrix.values, sizes, out)
+        x, product = _whole(x), self._kernels["product"]
+        self._in_shares(lambda rows: product(x[rows], matrix.values, sizes, out[rows]), len(x))
         return out
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
@@ -227,11 +255,16 @@ class CompiledSteps(Steps):
         if not (k.shape == v.shape == (chunks, keys, kv_heads, size) and start + rows <= keys):
             raise AssertionError(f"queries {q.shape} from {start}, keys {k.shape}, values {v.shape}")
         factor = _bits(1 / math.sqrt(size) if scale is None else scale)
-        sizes = np.array([heads, kv_heads, start, keys, window or NO_WINDOW, factor], dtype=np.int32)
         out = np.empty((chunks, rows, heads * size), dtype=np.float32)
         for chunk in range(chunks):
-            seen = self._keys_and_values(k[chunk], v[chunk])
-            self._kernels["attend"](_whole(q[chunk]).reshape(rows, -1), seen, sizes, out[chunk])
+            seen, asked = self._keys_and_values(k[chunk], v[chunk]), _whole(q[chunk]).reshape(rows, -1)
+
+            def some(share: slice, chunk: int = chunk, seen: Floats = seen, asked: Floats = asked) -> None:
+                sizes = [heads, kv_heads, start + share.start, keys, window or NO_WINDOW, factor]
+                table = np.array(sizes, dtype=np.int32)
+                self._kernels["attend"](asked[share], seen, table, out[chunk, share])
+
+            self._in_shares(some, rows)
         return out
 
     def _keys_and_values(self, k: Floats, v: Floats) -> Floats:

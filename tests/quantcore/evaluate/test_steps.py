@@ -139,6 +139,22 @@ def test_chunks_have_attention_of_their_own(either):
 
 
 @needs_numba
+@pytest.mark.parametrize("window", [None, 70])
+def test_helpers_change_no_number(window):
+    """How many threads share a step must not show: not even in its last digit."""
+    q, k, v = normal(1, 130, 6, 8), normal(1, 150, 2, 8), normal(1, 150, 2, 8)
+    x, weight, fast = normal(200, 33), normal(70, 33), CompiledSteps(compiled())
+    matrix = fast.matrix(weight)
+    alone = fast.product(x, matrix), fast.attend(q, k, v, 20, window, None, None, None)
+
+    with fast.helped(2, 3):
+        helped = fast.product(x, matrix), fast.attend(q, k, v, 20, window, None, None, None)
+
+    for one, other in zip(alone, helped, strict=True):
+        assert np.array_equal(one, other)
+
+
+@needs_numba
 def test_what_kernels_have_not_is_done_by_numpy():
     q, k, v = (normal(1, 20, 2, 8) for _ in range(3))
     sinks = np.array([0.5, -1], dtype=np.float32)
