@@ -80,6 +80,7 @@ def test_a_model_shows_its_quants_with_their_figures(client, quant):
     assert (only["level"], only["sha256"], only["file_bytes"]) == ("Q4_K_M", "a" * 64, 5)
     assert only["url"] == f"http://testserver/acme/llama/resolve/{'c' * 40}/llama-Q4_K_M.gguf"
     assert only["measurements"][0]["method"] == {"n_ctx": 512}
+    assert only["not_measured"] == []
 
 
 def test_a_request_makes_a_job_for_the_tokens_owner(client, revision, token, alice):
