@@ -73,7 +73,7 @@ def test_it_diverges_less_than_the_levels_of_its_size(source, options, found, tm
     def measured(plan):
         quantize(source, plan, tmp_path / "m.gguf", imatrix=options.imatrix)
         verify(tmp_path / "m.gguf", plan)
-        return divergence(open_model(tmp_path / "m.gguf"), text, tmp_path / "base")[1].mean
+        return divergence(open_model(tmp_path / "m.gguf"), text, tmp_path / "base")[1].kld.mean
 
     for level in ("IQ3_M", "Q4_K_M"):
         plan = make_plan(source, level, options)
