@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,15 +108,41 @@ def _merges(source: Source) -> list[tuple[str, str]]:
 
 
 def _byte_level(source: Source, tokens: list[str], pre: PreTokenizer) -> Encode:
-    # Words come as UTF-8, so that a token that is none can never be seen in the result either.
-    vocab = {text: index for index, text in enumerate(tokens) if _is_utf8(text)}
-    # The same is true of a merge into or out of a token that does not exist.
-    merges = [(left, right) for left, right in _merges(source) if {left, right, left + right} <= vocab.keys()]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre.ignore_merges))
+    """Return the merging of bytes, each of which is a letter here."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    # Only of letters that are one byte themselves can llama.cpp spell what is no token.
+    tokenizer, said = _merging(
+        source, tokens, letters, lambda text: filter(str.isascii, text), ignore_merges=pre.ignore_merges
+    )
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    return _fast(tokenizer)
+    spell = _fast(tokenizer)
+    return lambda text: said(spell(text))
+
+
+def _merging(
+    source: Source,
+    tokens: list[str],
+    letters: Iterable[str],
+    spelled: Callable[[str], Iterable[str]],
+    **options: bool,
+) -> tuple[Tokenizer, Callable[[list[int]], list[int]]]:
+    """Return a merger of pairs, and what makes tokens of its ids.
+
+    What is merged need not be a token, nor need `letters`: they take part under ids of their own, and become
+    those tokens of `spelled` that there are when merging is done.
+    """
+    # Text comes as UTF-8, so that a token that is none can never be seen in the result.
+    vocab = {text: index for index, text in enumerate(tokens) if _is_utf8(text)}
+    merges = _merges(source)
+    parts = {text for left, right in merges for text in (left, right, left + right)}.union(letters)
+    passing = {text: len(tokens) + place for place, text in enumerate(sorted(parts - vocab.keys()))}
+    said = {index: tuple(vocab[it] for it in spelled(text) if it in vocab) for text, index in passing.items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab | passing, merges=merges, **options))
+    if not said:
+        return tokenizer, lambda ids: ids
+    return tokenizer, lambda ids: [each for index in ids for each in said.get(index, (index,))]
 
 
 def _fast(tokenizer: Tokenizer) -> Encode:
@@ -130,19 +156,12 @@ def _spaced_bpe(source: Source, tokens: list[str]) -> Encode:
     Words end at line feeds alone. Several of these are the token for so many if there is one. What is no
     token when all merging is done becomes the tokens of its bytes, those that there are.
     """
-    vocab = {text: index for index, text in enumerate(tokens) if _is_utf8(text)}
-    merges = _merges(source)
-    parts = {text for left, right in merges for text in (left, right, left + right)}
-    passing = {text: len(tokens) + place for place, text in enumerate(sorted(parts - vocab.keys()))}
-    spelled = {
-        index: [vocab[it] for it in _byte_tokens(text) if it in vocab] for text, index in passing.items()
-    }
-    spell = _fast(Tokenizer(models.BPE(vocab=vocab | passing, merges=merges, byte_fallback=True)))
+    feeds = {text: index for index, text in enumerate(tokens) if text.startswith("\n")}
+    tokenizer, said = _merging(source, tokens, (), _byte_tokens, byte_fallback=True)
+    spell = _fast(tokenizer)
 
     def line(text: str) -> list[int]:
-        if text.startswith("\n") and text in vocab:
-            return [vocab[text]]
-        return [each for index in spell(text) for each in spelled.get(index, (index,))]
+        return [feeds[text]] if text.startswith("\n") and text in feeds else said(spell(text))
 
     lines = re.compile("[^\n]+|\n+")
     return lambda text: [index for part in lines.findall(text.replace(" ", SPACE)) for index in line(part)]

@@ -20,6 +20,7 @@ TEXTS = (
     TEXT,
     " a <|user|> \n\t <|user|>b</s>  c<|user|>",
     "a<PRE>b<|end|>c<|return|> <|call|><|im_end|> <turn|><|file_sep|>[PAD] <|fim_middle|>",
+    "abc he hey ac tea",
     "\n\n\nab\n\n \nthe the\n\n",
     "İstanbul ÅNGSTRÖM \u0301 a\u0301e\u0323 \U0001f600x [MASK] 5 € \u200bz\ufffdz \ue000 한국 it's $",
     "",

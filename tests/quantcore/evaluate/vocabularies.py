@@ -39,6 +39,13 @@ def gemma4(*named: str) -> dict[str, Value]:
     return tokenizer("gemma4", tokens, types, merges=array(ValueType.STRING, merges), **more)
 
 
+def gaps() -> dict[str, Value]:
+    """Return a byte-level vocabulary without most bytes, of which some are merged all the same."""
+    merges = array(ValueType.STRING, ["a c", "h e", "he y", "\u0120 t"])
+    tokens = ["<s>", *"acdeklmnorstuvwxyz0123456789.;'", "ac", "he", "\u0120t"]
+    return tokenizer("gpt2", tokens, {"<s>": 3}, pre=string("gpt-2"), merges=merges, bos_token_id=u32(0))
+
+
 def phi3() -> dict[str, Value]:
     special = ["<unk>", "<s>", "<|endoftext|>"]
     tokens = [*special, "</s>", "<|user|>", *BYTES, MARK, *"abcdefgh", f"{MARK}a", f"{MARK}b"]
@@ -52,6 +59,7 @@ KINDS = {
     "bert": bert(),
     "bert that keeps capitals and accents": bert(**{"normalizer.lowercase": boolean(False)}),
     "bert that keeps accents": bert(**{"normalizer.strip_accents": boolean(False)}),
+    "bytes missing": gaps(),
     "gemma4": gemma4(),
     # Of these, names say more than a file.
     "gemma4 with names": gemma4("<PRE>", "<|end|>", "<|return|>", "<|call|>", "<|im_end|>", "<turn|>"),
