@@ -31,6 +31,7 @@ from quantcore.kernels import library
 
 HERE = Path(__file__).parent
 N_CTX = 512
+SHARED = " Other programs ran meanwhile: compare CPU time, not wall time."
 
 
 def told(command):
@@ -190,7 +191,7 @@ def save(rows, options):
         "time over ours, so more than 1 means that we are sooner; the deviation of importance is that of a\n"
         "whole tensor's sums; peaks are ours / llama.cpp's, with what the latter has mapped of the file.\n"
         "OpenBLAS, which does products where compiled kernels do not, was\n"
-        f"{blas(machine)}.\n\n" + head + "\n".join(map(line, rows)) + "\n"
+        f"{blas(machine)}.{SHARED if options.shared else ''}\n\n" + head + "\n".join(map(line, rows)) + "\n"
     )
 
 
@@ -202,6 +203,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count()])
     parser.add_argument("--chunks", type=int, nargs="+", default=[6, 30])
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--shared", action="store_true", help="say that other programs ran meanwhile")
     parser.add_argument("--numpy", action="store_true")
     parser.add_argument("--big", type=Path)
     options = parser.parse_args()
