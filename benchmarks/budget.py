@@ -39,6 +39,10 @@ Made by `budget.py`: the same source, importance matrix and (but for what the ta
 divergence from the source in nats per token on a text that nothing was chosen by. Expected is what the choice
 of types predicted, bound what no other choice could be expected to go below.
 
+SmolLM2 is only to be had in Q4_1 here: its source is that, unpacked, so Q4_1 and Q5_1 lose nothing of it,
+which no trained model can hope for. One table leaves both out of what may be chosen; levels that fall back on
+Q5_1 (Q5_K_M does) keep it, and are as near to that source as no choice without it can be.
+
 ![Divergence against bits per weight](budget.svg)
 
 """
