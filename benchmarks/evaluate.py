@@ -6,7 +6,7 @@
 Both measure the same chunks of the same text with the same threads, in turn, A B A B; FOLDER has
 llama-perplexity and llama-imatrix. Times are of whole processes, start included; ratios are llama.cpp's
 median over ours, so more than 1 means that we are sooner. The first model is the source of the others;
-figures are compared with the first number of chunks. `--numpy` adds rows of ours without compiled kernels.
+divergence is compared over the largest number of chunks. `--numpy` adds rows of ours without compiled kernels.
 `--big` adds the peak memory of one run of a large model, as `big_model.py` makes it, with two chunks.
 Writes results/evaluate.json and evaluate.md beside this script.
 """
@@ -62,6 +62,17 @@ def times(ours, theirs, runs):
     }
 
 
+# Name, what llama-perplexity calls it, and where it stands in our document.
+STATISTICS = (
+    ("KL divergence, mean", r"Mean\s+KLD:\s+([\d.]+)", lambda found: found["kld"]["mean"]),
+    ("KL divergence, median", r"Median\s+KLD:\s+([\d.]+)", lambda found: found["kld"]["median"]),
+    ("KL divergence, 90 %", r"90.0%\s+KLD:\s+([\d.]+)", lambda found: found["kld"]["p90"]),
+    ("KL divergence, 99 %", r"99.0%\s+KLD:\s+([\d.]+)", lambda found: found["kld"]["p99"]),
+    ("RMS change of probability, %", r"RMS Δp\s+:\s+([\d.]+)", lambda found: 100 * found["rms_dp"]),
+    ("same likeliest token, %", r"Same top p:\s+([\d.]+)", lambda found: 100 * found["same_top"]),
+)
+
+
 class Bench:
     """Both programs with the same threads and chunks."""
 
@@ -105,25 +116,22 @@ class Bench:
         self.compare("peak memory", model, self.ours("perplexity", model, "--json"), 1)
 
     def divergence(self, source, quant):
-        mine, peer = self.folder / "ours.base", self.folder / "theirs.base"
-        told(self.ours("perplexity", source, "--save-base", mine))
+        """Note statistics of divergence, of the weights alone and with inputs rounded as llama.cpp does."""
+        peer = self.folder / "theirs.base"
         told(self.tool("llama-perplexity", source, "--kl-divergence-base", peer))
-        document = json.loads(
-            subprocess.run(
-                self.ours("perplexity", quant, "--kl-base", mine, "--json"), capture_output=True, check=True
-            ).stdout
-        )
         text = told(self.tool("llama-perplexity", quant, "--kl-divergence-base", peer, "--kl-divergence"))
-        wanted = {
-            "mean": r"Mean\s+KLD:\s+([\d.]+)",
-            "median": r"Median\s+KLD:\s+([\d.]+)",
-            "p99": r"99.0%\s+KLD:\s+([\d.]+)",
-        }
-        for name, pattern in wanted.items():
-            ours, theirs = document["kld"][name], figure(pattern, text)
-            self.note(f"KL divergence, {name}", quant, ours, theirs, abs(ours / theirs - 1), None)
-        ours, theirs = 100 * document["same_top"], figure(r"Same top p:\s+([\d.]+)", text)
-        self.note("same likeliest token, %", quant, ours, theirs, abs(ours / theirs - 1), None)
+        peer.unlink()
+        for activations in ("llama.cpp", "float32"):
+            mine = self.folder / "ours.base"
+            rounding = ("--activations", activations)
+            told(self.ours("perplexity", source, "--save-base", mine, *rounding))
+            compare = self.ours("perplexity", quant, "--kl-base", mine, "--json", *rounding)
+            found = json.loads(subprocess.run(compare, capture_output=True, check=True).stdout)
+            mine.unlink()
+            for name, pattern, value in STATISTICS:
+                ours, theirs = value(found), figure(pattern, text)
+                what = f"{name}, inputs as {activations}"
+                self.note(what, quant, ours, theirs, abs(ours / theirs - 1), None)
 
     def importance(self, model):
         mine, peer = self.folder / "ours.imatrix.gguf", self.folder / "theirs.imatrix.gguf"
@@ -214,7 +222,7 @@ def main():
             for model in options.models:
                 bench.perplexity(model)
                 bench.importance(model)
-        bench = Bench(options, Path(folder), max(options.threads), options.chunks[0], rows)
+        bench = Bench(options, Path(folder), max(options.threads), max(options.chunks), rows)
         for quant in options.models[1:]:
             bench.divergence(options.models[0], quant)
         if options.big:
