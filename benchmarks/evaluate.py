@@ -6,7 +6,7 @@
 Both measure the same chunks of the same text with the same threads, in turn, A B A B; FOLDER has
 llama-perplexity and llama-imatrix. Times are of whole processes, start included; ratios are llama.cpp's
 median over ours, so more than 1 means that we are sooner. The first model is the source of the others;
-divergence is compared over the largest number of chunks. `--numpy` adds rows of ours without compiled kernels.
+divergence is compared over the largest number of chunks. `--numpy` adds rows of ours without kernels.
 `--big` adds the peak memory of one run of a large model, as `big_model.py` makes it, with two chunks.
 Writes results/evaluate.json and evaluate.md beside this script.
 """
@@ -116,22 +116,34 @@ class Bench:
         self.compare("peak memory", model, self.ours("perplexity", model, "--json"), 1)
 
     def divergence(self, source, quant):
-        """Note statistics of divergence, of the weights alone and with inputs rounded as llama.cpp does."""
-        peer = self.folder / "theirs.base"
-        told(self.tool("llama-perplexity", source, "--kl-divergence-base", peer))
-        text = told(self.tool("llama-perplexity", quant, "--kl-divergence-base", peer, "--kl-divergence"))
-        peer.unlink()
-        for activations in ("llama.cpp", "float32"):
-            mine = self.folder / "ours.base"
-            rounding = ("--activations", activations)
-            told(self.ours("perplexity", source, "--save-base", mine, *rounding))
-            compare = self.ours("perplexity", quant, "--kl-base", mine, "--json", *rounding)
-            found = json.loads(subprocess.run(compare, capture_output=True, check=True).stdout)
-            mine.unlink()
+        """Note statistics of divergence: of the weights alone, of which llama.cpp's figures are those of the
+        same weights unpacked to F32, and with inputs rounded as it rounds them for quantized weights.
+        """
+        unpacked = self.folder / "unpacked.gguf"
+        told(quantcore("quantize", quant, unpacked, "--to", "F32"))
+        base = self.folder / "theirs.base"
+        told(self.tool("llama-perplexity", source, "--kl-divergence-base", base))
+        given = ("--kl-divergence-base", base, "--kl-divergence")
+        exact, rounded = (told(self.tool("llama-perplexity", model, *given)) for model in (unpacked, quant))
+        base.unlink()
+        for activations, text, what in (
+            ("float32", exact, "as they are; theirs unpacked to F32"),
+            ("llama.cpp", rounded, "as llama.cpp rounds them"),
+            ("float32", rounded, "as they are; theirs rounded"),
+        ):
+            found = self.diverging(source, quant, activations)
             for name, pattern, value in STATISTICS:
                 ours, theirs = value(found), figure(pattern, text)
-                what = f"{name}, inputs as {activations}"
-                self.note(what, quant, ours, theirs, abs(ours / theirs - 1), None)
+                self.note(f"{name}; inputs {what}", quant, ours, theirs, abs(ours / theirs - 1), None)
+
+    def diverging(self, source, quant, activations):
+        """Return our document of one comparison."""
+        mine, rounding = self.folder / "ours.base", ("--activations", activations)
+        told(self.ours("perplexity", source, "--save-base", mine, *rounding))
+        compare = self.ours("perplexity", quant, "--kl-base", mine, "--json", *rounding)
+        found = json.loads(subprocess.run(compare, capture_output=True, check=True).stdout)
+        mine.unlink()
+        return found
 
     def importance(self, model):
         mine, peer = self.folder / "ours.imatrix.gguf", self.folder / "theirs.imatrix.gguf"
