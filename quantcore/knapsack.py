@@ -50,10 +50,12 @@ def choose(groups: Sequence[Group], budget: int) -> Choice:
 
     Raises `ValueError` where even the smallest options are larger.
     """
-    room = budget - smallest(groups)
-    if room < 0:
-        raise ValueError(f"the smallest options take {budget - room}, more than {budget}")
-    picks = _fill(groups, _by_dynamic_programming(groups, room), budget)
+    least = smallest(groups)
+    if budget < least:
+        raise ValueError(f"the smallest options take {least}, more than {budget}")
+    # What no choice can fill would only make the cells coarser.
+    budget = min(budget, sum(int(group.sizes.max()) for group in groups))
+    picks = _fill(groups, _by_dynamic_programming(groups, budget - least), budget)
     return Choice(tuple(picks), *_total(groups, picks), lower_bound(groups, budget))
 
 

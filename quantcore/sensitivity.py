@@ -9,7 +9,7 @@ probe's times the ratio of their errors, and those of several tensors add up.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -25,7 +25,6 @@ from quantcore.evaluate.losses import errors, rounded
 from quantcore.evaluate.ops import Floats
 from quantcore.evaluate.perplexity import chunked
 from quantcore.formats import formats
-from quantcore.ggmltypes import block_and_bytes
 from quantcore.imatrix import ImportanceMatrix
 from quantcore.kernels import Kernels
 from quantcore.progress import Report, ignore
@@ -159,7 +158,7 @@ def _studies(
             importance = imatrix.get(former, info.shape) if imatrix else None
             kinds = candidates(info, weighted=importance is not None)
             lost = errors(tensor, kinds, importance, kernels=kernels, pool=pool)
-            studies.append(_Study(info, former, _probe(info, kinds), lost))
+            studies.append(_Study(info, former, _probe(lost), lost))
     return studies
 
 
@@ -180,12 +179,13 @@ def candidates(info: TensorInfo, *, weighted: bool) -> list[str]:
     ]
 
 
-def _probe(info: TensorInfo, kinds: Sequence[str]) -> str:
-    """Return the probe for a tensor: where it does not fit, what llama.cpp would take in its place."""
-    kind = PROBE
-    while kind in FALLBACK and (info.row_length % block_and_bytes(kind)[0] or kind not in kinds):
-        kind = FALLBACK[kind]
-    return kind if kind in kinds else LAST_PROBE
+def _probe(errors: Mapping[str, float]) -> str:
+    """Return the probe for a tensor of these errors: `PROBE`, what llama.cpp would take in its place, or the
+    coarsest type there is. One that loses nothing, as a tensor's own type, tells nothing of the others.
+    """
+    coarsest = max(errors, key=lambda kind: errors[kind])
+    usual = (PROBE, FALLBACK[PROBE], LAST_PROBE)
+    return next((kind for kind in usual if errors.get(kind)), coarsest)
 
 
 def load(path: Path, source: Source) -> Sensitivities:
@@ -199,7 +199,7 @@ def load(path: Path, source: Source) -> Sensitivities:
         found = Sensitivities(tensors, **document)
     except OSError as exc:
         raise UnreadableFile(f"{path}: {exc.strerror}") from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
         raise UnreadableFile(f"{path}: holds no sensitivities: {exc}") from exc
     for tensor in found.tensors:
         there = source.tensor(tensor.name)

@@ -72,6 +72,16 @@ def test_of_options_that_cost_the_same_the_smallest_is_taken():
     assert choose([Group(np.array([4, 2, 3]), np.array([0.0, 0.0, 0.0]))], 10).size == 2
 
 
+@pytest.mark.parametrize("budget", [1500, 10**12, 10**400])
+def test_a_budget_beyond_everything_takes_the_cheapest_options(budget):
+    groups = some_groups(4)
+
+    found = choose(groups, budget)
+
+    assert found.cost == pytest.approx(sum(group.costs.min() for group in groups))
+    assert found.bound == pytest.approx(found.cost)
+
+
 def test_a_budget_under_the_smallest_options_is_refused():
     groups = some_groups(2)
     with pytest.raises(ValueError, match=f"the smallest options take {smallest(groups)}, more than 3"):

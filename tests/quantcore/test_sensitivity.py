@@ -19,7 +19,9 @@ from quantcore.evaluate.losses import SAMPLE, errors, rounded
 from quantcore.formats import to_float
 from quantcore.imatrix import open_imatrix
 from quantcore.models import open_model
-from quantcore.sensitivity import load, measure
+from quantcore.pipeline import quantize
+from quantcore.plan import make_plan
+from quantcore.sensitivity import _probe, candidates, load, measure
 from quantcore.tensorrules import why_kept
 from quantcore.tensors import Tensor, TensorInfo
 from tests.quantcore.convert.families import FAMILIES, write_model
@@ -137,6 +139,31 @@ def test_every_matrix_is_measured_at_every_type_that_it_may_have(measured):
         assert ("IQ2_XXS" in tensor.errors) == tensor.name.startswith("blk.")
 
 
+@pytest.mark.parametrize("level", ["IQ3_S", "IQ4_NL"])
+def test_the_type_that_a_tensor_has_already_is_no_probe_of_others(measured, tmp_path, level):
+    source, _ = measured
+    quantize(source, make_plan(source, level), tmp_path / "m.gguf")
+    text = (DEMO / "calibration.txt").read_text()[:2000]
+
+    found = measure(open_model(tmp_path / "m.gguf"), text, "a.txt", "f" * 64, n_ctx=64)
+
+    own = {tensor.name: tensor.type for tensor in make_plan(source, level).tensors}
+    for tensor in found.tensors:
+        assert tensor.probe != own[tensor.name]
+        assert tensor.cost(own[tensor.name]) == 0 < tensor.cost("Q4_K") < tensor.cost("Q2_K")
+
+
+def test_rows_that_fit_no_block_are_probed_with_what_they_may_have():
+    info = TensorInfo("blk.0.ffn_up.weight", (4, 33), "F32", 4 * 4 * 33)
+    values = np.random.default_rng(1).standard_normal((4, 33), dtype=np.float32)
+    tensor = Tensor(info, lambda start, stop: values[start:stop])
+
+    kinds = candidates(info, weighted=False)
+
+    assert _probe(errors(tensor, kinds, None)) == "BF16"
+    assert _probe({"F32": 0.0}) == "F32"
+
+
 def test_what_was_saved_is_read_back(measured, tmp_path):
     source, found = measured
 
@@ -160,6 +187,7 @@ def test_sensitivities_of_another_model_are_refused(measured, tmp_path):
         (lambda document: document.pop("chunks"), "chunks"),
         (lambda document: document.update(tensors=[{"name": "x"}]), "holds no sensitivities"),
         (lambda document: document["tensors"][0].update(divergence="much"), "is none"),
+        (lambda document: document["tensors"][0].update(divergence=10**400), "holds no sensitivities"),
         (lambda document: document["tensors"][0].update(probe="Q9"), "lacks the error of its probe Q9"),
         (lambda document: document["tensors"][0]["errors"].update(Q9=1.0), "unknown types: Q9"),
         (lambda document: document.update({"quantcore.sensitivity": 2}), "version 2"),
