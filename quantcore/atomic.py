@@ -24,12 +24,21 @@ def _existing_parent(path: Path) -> Path:
     return parent
 
 
+def _require_file(path: Path) -> None:
+    """Raise `InputError` where a name is taken by something that no file can replace."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no ordinary file"
+        raise InputError(f"{path}: is {what}; give the name of a file")
+
+
 def refuse_overwriting(destination: Path, inputs: Mapping[str, Sequence[Path]]) -> None:
     """Raise `InputError` where a file that is read would be replaced; `inputs` are files by what they are.
 
-    Also where there is no folder to write to: all that can be known before the work is done.
+    Also where there is no folder to write to, or something else than a file under the name: all that can be
+    known before the work is done.
     """
     _existing_parent(destination)
+    _require_file(destination)
     if not destination.exists():
         return
     for what, files in inputs.items():
@@ -55,10 +64,12 @@ class AtomicFolder:
     """Fill a hidden folder, `hidden`, then give it its name; leaving without `commit` removes it.
 
     A killed process leaves the hidden folder, never one under the name. Whoever fills it sees to it that its
-    files are on the disk.
+    files are on the disk. Raises `InputError` for a path that ends in no name, such as the current folder's.
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.name:
+            raise InputError(f"{path}: exists already; give the name of a folder that does not")
         # A folder can take the name of an empty one, and not that of a link to it.
         self.path = path.resolve() if path.is_symlink() else path
         self.hidden = hidden_name(self.path)
@@ -116,9 +127,7 @@ class AtomicFile:
         """Create the file and reserve its space; raises `NotEnoughSpace` before anything is written."""
         with self._named():
             parent = _existing_parent(self.path)
-            if self.path.exists() and not self.path.is_file():
-                what = "a folder" if self.path.is_dir() else "no ordinary file"
-                raise InputError(f"{self.path}: is {what}; give the name of a file")
+            _require_file(self.path)
             self._fd = self._open_unnamed(parent)
             try:
                 self._reserve(parent)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantcore.atomic import AtomicFolder
-from quantcore.errors import NotEnoughSpace
+from quantcore.errors import InputError, NotEnoughSpace
 from quantcore.evaluate.forward import check, watch
 from quantcore.evaluate.layer import MATRICES
 from quantcore.evaluate.ops import Floats
@@ -124,6 +124,10 @@ def collect(
     model = source_digest(source, threads)
     for other in merge:
         other.require(model, wanted)
+        if len(other.layers) != weights.shape.layers:
+            raise InputError(
+                f"{other.path}: has {len(other.layers)} layers of {weights.shape.layers}; collect it anew"
+            )
     sha256 = digest or hashlib.sha256(text.encode()).hexdigest()
     texts = [text for other in merge for text in other.origin.texts]
     texts.append(MeasuredText(dataset, sha256, n_ctx, len(chunks)))
@@ -149,7 +153,7 @@ class _LayerWriter:
 
     def visit(self, stage: Stage) -> None:
         for other in self._merge:
-            other.merge_into(stage.inputs, stage.layer)
+            other.merge_into(stage.inputs, stage.layer, self._origin.collect)
         nbytes = save_layer(self._folder, stage.layer, self._origin, stage.inputs)
         self.layers.append(tuple(Input(shared.names, shared.tallies[0].width) for shared in stage.inputs))
         if stage.layer == 0:

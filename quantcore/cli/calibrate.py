@@ -12,7 +12,7 @@ from quantcore.calibrate import collect
 from quantcore.cli._options import add_source, whole_number
 from quantcore.cli._terminal import add_json, human_bytes, human_seconds, note_context, progress_bar
 from quantcore.cli._text import read_text
-from quantcore.errors import ShortText
+from quantcore.errors import InputError, ShortText
 from quantcore.models import open_model
 from quantcore.statistics.collection import Collection, open_collection
 from quantcore.statistics.tally import Collect
@@ -54,7 +54,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # All that can go wrong is looked at before the long work.
     AtomicFolder(arguments.destination).require_free()
     if arguments.imatrix:
-        refuse_overwriting(arguments.imatrix, {"a file of the model": source.files, "the text": (text.path,)})
+        _require_own_place(arguments.imatrix, arguments.destination)
+        inputs = {"a file of the model": source.files, "the text": (text.path,)}
+        inputs["a file of what is merged"] = tuple(file for other in others for file in other.files)
+        refuse_overwriting(arguments.imatrix, inputs)
     note_context(source, arguments.ctx)
     try:
         with progress_bar() as report:
@@ -84,6 +87,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{human_bytes(document['file_bytes'])} ({human_seconds(document['seconds'])}){merged}"
         )
     return document
+
+
+def _require_own_place(imatrix: Path, folder: Path) -> None:
+    """Raise `InputError` where the importance matrix would stand in the folder that is made, or for it."""
+    if folder.resolve() in (imatrix.resolve(), imatrix.resolve().parent):
+        raise InputError(f"{imatrix}: is in the folder to make; give another name")
 
 
 def _wanted(arguments: argparse.Namespace) -> Collect:

@@ -69,6 +69,11 @@ class Collection:
     origin: Origin
     layers: tuple[tuple[Input, ...], ...]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the index and the file of each layer."""
+        return (self.path / INDEX, *(layer_path(self.path, index) for index in range(len(self.layers))))
+
     def layer(self, index: int, wanted: Collect | None = None) -> tuple[Shared, ...]:
         """Return what was found of the inputs of a layer, or as much of it as is `wanted`.
 
@@ -94,9 +99,9 @@ class Collection:
         if lacking:
             raise InputError(f"{self.path}: has no {' and no '.join(lacking)}; collect it anew")
 
-    def merge_into(self, inputs: tuple[Shared, ...], index: int) -> None:
-        """Add what was found of a layer's inputs to the same `inputs` of another collection."""
-        found = {shared.names: shared.tallies for shared in self.layer(index)}
+    def merge_into(self, inputs: tuple[Shared, ...], index: int, wanted: Collect) -> None:
+        """Add what is `wanted` of what was found of a layer's inputs to the same `inputs` of another."""
+        found = {shared.names: shared.tallies for shared in self.layer(index, wanted)}
         for shared in inputs:
             theirs = found.get(shared.names, ())
             if [it.width for it in theirs] != [it.width for it in shared.tallies]:
@@ -166,8 +171,8 @@ def _origin(document: dict[str, Any]) -> Origin:
         )
         for text in document["texts"]
     )
-    if not texts:
-        raise ValueError("no texts")
+    if not texts or not document["layers"]:
+        raise ValueError("no texts or no layers")
     asked = document["collect"]
     collect = Collect(
         importance=_of(bool, asked["importance"]),
@@ -179,9 +184,13 @@ def _origin(document: dict[str, Any]) -> Origin:
 
 
 def _inputs(layer: list[dict[str, Any]]) -> tuple[Input, ...]:
-    return tuple(
+    inputs = tuple(
         Input(tuple(_of(str, name) for name in each["names"]), _count(each["width"])) for each in layer
     )
+    names = [name for each in inputs for name in each.names]
+    if not names or not all(each.names for each in inputs) or len(set(names)) < len(names):
+        raise ValueError("a layer has no inputs, an input no names, or a name two inputs")
+    return inputs
 
 
 def _count(value: Any) -> int:

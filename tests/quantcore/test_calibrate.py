@@ -247,6 +247,7 @@ def test_what_cannot_end_well_is_told_before_the_long_work(own, capsys, monkeypa
     common = ["imatrix", own / "model", own / "text.txt"]
 
     assert "the folder" in told(capsys, *common, own / "missing" / "o.gguf")
+    assert "is a folder; give the name of a file" in told(capsys, *common, own / "model")
     merged = told(capsys, *common, own / "o.gguf", "--merge", own / "other.gguf")
     assert "other.gguf: blk.0.attn_q.weight has 4 values, the model's 32" in merged
 

@@ -54,6 +54,13 @@ def tallies(collection):
     }
 
 
+def tallies_of(collection, names):
+    """Return what was collected of one input, without its Hessians."""
+    wanted = Collect(importance=True, samples=1)
+    layers = range(len(collection.layers))
+    return next(it.tallies for n in layers for it in collection.layer(n, wanted) if it.names == names)
+
+
 def test_what_was_collected_comes_back(source, tmp_path, monkeypatch):
     told = {}
     save = lambda stage: told.update({shared.names: shared.tallies for shared in stage.inputs})  # noqa: E731
@@ -192,6 +199,10 @@ def edited(path, change):
         lambda it: it["collect"].update(hessians="yes"),
         lambda it: it["layers"][0][0].update(names=[]) or it["layers"][0][0].update(width=-1),
         lambda it: it["layers"][0].append(None),
+        lambda it: it["layers"][0].append(it["layers"][0][0]),
+        lambda it: it["layers"][0][0].update(names=[]),
+        lambda it: it["layers"][0].clear(),
+        lambda it: it["layers"].clear(),
     ],
 )
 def test_an_index_that_cannot_be_is_refused(llama, tmp_path, change):
@@ -201,6 +212,30 @@ def test_an_index_that_cannot_be_is_refused(llama, tmp_path, change):
 
     with pytest.raises(UnreadableFile, match=r"calibration\.json: not the index of a calibration"):
         open_collection(tmp_path / "out")
+
+
+def test_a_collection_of_fewer_layers_is_refused_before_the_work(llama, tmp_path, monkeypatch):
+    made(llama, tmp_path / "out")
+    edited(tmp_path / "out", lambda it: it["layers"].__delitem__(1))
+    monkeypatch.setattr("quantcore.calibrate.walk", None)
+
+    with pytest.raises(InputError, match=r"out: has 1 layers of 2"):
+        made(llama, tmp_path / "two", merge=[open_collection(tmp_path / "out")])
+
+
+def test_of_what_is_merged_no_more_is_read_than_is_wanted(llama, tmp_path, monkeypatch):
+    one = made(llama, tmp_path / "one")
+    monkeypatch.setattr("quantcore.statistics.layerfiles.Gram.unpacked", None)
+
+    wanted = Collect(importance=True, samples=3)
+    two = tallies(made(llama, tmp_path / "two", OTHER, wanted, merge=[one]))
+
+    alone = tallies(made(llama, tmp_path / "alone", OTHER, wanted))
+    for names, found in two.items():
+        for tally, of_one, of_other in zip(found, tallies_of(one, names), alone[names], strict=True):
+            assert tally.rows == of_one.rows + of_other.rows
+            np.testing.assert_array_equal(tally.squares, of_other.squares + of_one.squares)
+            assert len(tally.sample.keys) == 3
 
 
 @pytest.mark.parametrize(
@@ -346,6 +381,41 @@ def test_the_command_collects_and_writes_the_importance_matrix_too(llama, tmp_pa
     assert open_imatrix(matrix).n_chunks == 5
     assert "14 matrices of 2 layers, 5 chunks of 32 tokens" in capsys.readouterr().out
     assert [text.chunks for text in open_collection(tmp_path / "two").origin.texts] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (".", "is a folder; give the name of a file"),
+        ("out", "is in the folder to make; give another name"),
+        ("out/m.gguf", "is in the folder to make; give another name"),
+        ("one/calibration.json", "is a file of what is merged; give another name"),
+    ],
+)
+def test_no_importance_matrix_takes_the_place_of_something_else(
+    llama, tmp_path, capsys, monkeypatch, place, said
+):
+    (tmp_path / "it.txt").write_text(TEXT)
+    index = made(llama, tmp_path / "one").path / INDEX
+    before = index.read_bytes()
+    monkeypatch.setattr("quantcore.calibrate.walk", None)
+    given = [tmp_path / "model", tmp_path / "it.txt", tmp_path / "out", "--ctx", "32"]
+    options = ["--merge", tmp_path / "one", "--imatrix", tmp_path / place]
+
+    assert main(["calibrate", *map(str, given), *map(str, options)]) == 1
+
+    assert said in capsys.readouterr().err
+    assert index.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["", ".", "/"])
+def test_the_command_refuses_a_folder_without_a_name(llama, tmp_path, capsys, monkeypatch, place):
+    (tmp_path / "it.txt").write_text(TEXT)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert main(["calibrate", str(tmp_path / "model"), str(tmp_path / "it.txt"), place, "--ctx", "32"]) == 1
+    assert "exists already; give the name of a folder that does not" in capsys.readouterr().err
 
 
 def test_the_command_names_what_is_wrong(llama, tmp_path, capsys):
