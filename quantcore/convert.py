@@ -6,6 +6,7 @@ read row by row when somebody asks. Whoever writes the file chooses the types.
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from quantcore.architectures.base import Config, head_size
 from quantcore.architectures.hparams import n_experts, rope_factors
 from quantcore.architectures.shape import Shape, same_shape
 from quantcore.errors import InputError, UnknownArchitecture, UnreadableFile, UnsupportedTensor
-from quantcore.ggufkv import QUANTIZATION_VERSION, Value, encode, string, u32
+from quantcore.ggufkv import QUANTIZATION_VERSION, Value, ValueType, encode, string, u32
 from quantcore.sources.base import Source
 from quantcore.sources.jsonfiles import read_object
 from quantcore.sources.mxfp4 import METHOD, PACKED, pack
@@ -111,6 +112,7 @@ def _check_sound(directory: Path, architecture: Architecture, config: Config) ->
         stated = architecture.leading(config, architecture.name) | architecture.hparams(config, 0)
         for key, value in stated.items():
             encode(key, value)
+        _require_usable(stated, architecture.name, head_size(config))
         return _rope_factors(config)
     except UnknownArchitecture as exc:
         raise UnknownArchitecture(f"{path}: {exc}") from exc
@@ -118,6 +120,19 @@ def _check_sound(directory: Path, architecture: Architecture, config: Config) ->
         raise UnreadableFile(f"{path}: {exc}") from exc
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as exc:
         raise UnreadableFile(f"{path}: {type(exc).__name__}: {exc}") from exc
+
+
+def _require_usable(stated: Mapping[str, Value], name: str, size: int) -> None:
+    """Raise `InputError` for numbers that no model can be run with; heads have `size` elements."""
+    for key, value in stated.items():
+        if value.type is not ValueType.FLOAT32:
+            continue
+        above_zero = key.endswith(("freq_base", "freq_base_swa"))
+        if not math.isfinite(value.value) or (above_zero and value.value <= 0):
+            raise InputError(f"{key} would be {value.value}")
+    turned = stated.get(f"{name}.rope.dimension_count")
+    if turned is not None and (turned.value % 2 or not 0 < turned.value <= size):
+        raise InputError(f"rope cannot turn {turned.value} of {size} elements of a head")
 
 
 def _named(
@@ -286,8 +301,16 @@ def gathered(read_rows: RowReader, order: npt.NDArray[np.int64]) -> RowReader:
 
 
 def _rope_factors(config: Config) -> tuple[Tensor, ...]:
-    """Return the tensors that rope scaling becomes, if the model has some that needs them."""
-    return tuple(_vector(name, factors) for name, factors in rope_factors(config, head_size(config)).items())
+    """Return the tensors that rope scaling becomes, if the model has some that needs them.
+
+    Raises `InputError` naming one that frequencies cannot be divided by.
+    """
+    with np.errstate(all="ignore"):
+        found = rope_factors(config, head_size(config))
+    for name, factors in found.items():
+        if not (np.isfinite(factors) & (factors > 0)).all():
+            raise InputError(f"{name} would hold numbers that are not positive")
+    return tuple(_vector(name, factors) for name, factors in found.items())
 
 
 def _vector(name: str, values: npt.NDArray[np.float32]) -> Tensor:

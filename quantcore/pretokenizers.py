@@ -143,7 +143,7 @@ def recognize(tokenizer: Mapping[str, Any]) -> PreTokenizer:
     # Two entries may share patterns and differ in whether whole words skip merging.
     fitting.sort(key=lambda entry: entry.ignore_merges != whole_words)
     if not fitting:
-        raise InputError(f"tokenizer.json: no pre-tokenizer of llama.cpp cuts words by {list(patterns)}")
+        raise InputError(f"no pre-tokenizer of llama.cpp cuts words by {list(patterns)}")
     return fitting[0]
 
 

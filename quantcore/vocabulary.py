@@ -138,7 +138,10 @@ def _byte_level(
     for text, index in ids.items():
         vocabulary.put(index, text, TokenType.NORMAL)
     _put_added(vocabulary, added)
-    pre = recognize(tokenizer)
+    try:
+        pre = recognize(tokenizer)
+    except InputError as exc:
+        raise InputError(f"{directory / 'tokenizer.json'}: {exc}") from exc
     return {
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string(pre.names[0]),

@@ -16,7 +16,14 @@ from quantcore.models import open_model
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
 from tests.golden.make_conversions import family_and_type, short
-from tests.quantcore.convert.families import FAMILIES, config_of, safetensors_bytes, weights_of, write_model
+from tests.quantcore.convert.families import (
+    FAMILIES,
+    LLAMA3_ROPE,
+    config_of,
+    safetensors_bytes,
+    weights_of,
+    write_model,
+)
 
 DEMO = "hub/demo/tiny-novels-7m"
 
@@ -166,6 +173,9 @@ def test_a_missing_file_is_named(llama, name):
         ),
         ({"rms_norm_eps": [1e-5, 1e-6]}, r"config\.json: llama\.\S+_rms_epsilon cannot be \[1e-05, 1e-06\]"),
         ({"rms_norm_eps": 1e300}, r"config\.json: llama\.\S+_rms_epsilon cannot be 1e\+300"),
+        ({"rms_norm_eps": float("nan")}, r"config\.json: llama\.\S+_rms_epsilon would be nan"),
+        ({"rope_parameters": {"rope_theta": 0}}, r"config\.json: llama\.rope\.freq_base would be 0"),
+        ({"rope_parameters": LLAMA3_ROPE | {"factor": 0.0}}, r"config\.json: rope_freqs\.weight would hold"),
         ({"rope_parameters": [1]}, r"config\.json: TypeError"),
         ({"num_hidden_layers": 3}, r"lack blk\.2\.attn_norm\.weight"),
         ({"num_hidden_layers": 2**30}, "num_hidden_layers is 1073741824, the weights are 21 tensors"),
@@ -361,6 +371,28 @@ def test_a_longrope_without_its_factors_is_refused(tmp_path):
     change_config(tmp_path, rope_scaling={"type": "longrope"})
 
     with pytest.raises(UnreadableFile, match=r"config\.json: KeyError: 'long_factor'"):
+        open_huggingface(tmp_path)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_factors_that_no_frequency_can_be_divided_by_are_refused(tmp_path, factor):
+    write_model(tmp_path, "phi3long")
+    factors = {"long_factor": [1.0] * 5 + [factor], "short_factor": [1.0] * 6}
+    change_config(tmp_path, rope_scaling={"type": "longrope", **factors})
+
+    with pytest.raises(UnreadableFile, match=r"config\.json: rope_factors_long\.weight would hold numbers"):
+        open_huggingface(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "share", "turned"),
+    [("phi3", 3.0, 24), ("phi3", 0.4, 3), ("stablelm", 1.5, 12), ("stablelm", 0.1, 0)],
+)
+def test_a_part_of_a_head_that_cannot_be_rotated_is_refused(tmp_path, family, share, turned):
+    write_model(tmp_path, family)
+    change_config(tmp_path, partial_rotary_factor=share)
+
+    with pytest.raises(UnreadableFile, match=rf"config\.json: rope cannot turn {turned} of 8 elements"):
         open_huggingface(tmp_path)
 
 

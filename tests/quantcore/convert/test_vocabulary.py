@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 
 import pytest
@@ -172,6 +173,15 @@ def test_an_unknown_pre_tokenizer_is_refused_rather_than_guessed():
         recognize({"pre_tokenizer": sequence(split("[a-z]+"))})
     with pytest.raises(InputError, match="'bert-bge', which is not known"):
         pre_tokenizer("bert-bge")
+
+
+def test_the_file_of_an_unknown_pre_tokenizer_is_named(tmp_path):
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": split("[a-z]+")}))
+
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: no pre-tokenizer of llama\.cpp"):
+        tokenizer_metadata(tmp_path, None)
 
 
 def test_no_two_entries_share_a_name():
