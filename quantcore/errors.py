@@ -4,6 +4,7 @@
     ├── InputError            what was given cannot be used; the user can mend it
     │   ├── UnreadableFile        a file is missing, truncated or not of its type
     │   ├── ShortText             a text has too few tokens to be measured
+    │   ├── UselessPredictions    what a model predicts is no number, or next to none
     │   ├── UnknownArchitecture   no description of this model family
     │   ├── UnknownFormat         no such format, level or type
     │   ├── UnsupportedTensor     a tensor's shape or values do not fit the format
@@ -37,6 +38,10 @@ class UnreadableFile(InputError):
 
 class ShortText(InputError):
     """A text has too few tokens to be measured."""
+
+
+class UselessPredictions(InputError):
+    """What a model predicts is no number, or so wrong that it must be damaged."""
 
 
 class UnknownArchitecture(InputError):

@@ -9,8 +9,9 @@ probe's times the ratio of their errors, and those of several tensors add up.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from quantcore.atomic import AtomicFile
 from quantcore.cores import usable_threads
-from quantcore.errors import InputError, UnreadableFile
+from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor, UselessPredictions
 from quantcore.evaluate.changed import Rounding
 from quantcore.evaluate.effects import effects
 from quantcore.evaluate.losses import errors, rounded
@@ -106,12 +107,18 @@ def measure(
 ) -> Sensitivities:
     """Measure a model on a text, called `dataset`, whose SHA-256 is `digest`.
 
-    Raises what reading the model and cutting the text raise (see `perplexity.chunked`).
+    Raises what reading the model and cutting the text raise (see `perplexity.chunked`), `UnsupportedTensor`
+    naming a tensor with values that no type can hold, and `UselessPredictions` for a damaged model.
     """
     tokens = chunked(source, text, n_ctx, n_chunks)
     studies = _studies(source, imatrix, kernels, threads)
     roundings = {study.info.name: study.rounding(imatrix, kernels) for study in studies}
     found = effects(source, tokens, roundings, threads=threads, report=report)
+    if not all(map(isfinite, found.values())):
+        raise UselessPredictions(
+            f"{source.path}: the model's predictions are no numbers; its weights or hyperparameters must be "
+            "damaged"
+        )
     return Sensitivities(
         tuple(
             Sensitivity(info.name, info.shape, study.probe, found[info.name], study.errors)
@@ -128,8 +135,9 @@ def measure(
 
 @dataclass(frozen=True)
 class _Study:
-    """A tensor, its name in importance matrices, the probe of its effect, and its errors by type."""
+    """A tensor of the model at `path`: its former name, the probe of its effect, and its errors by type."""
 
+    path: Path
     info: TensorInfo
     former: str
     probe: str
@@ -140,7 +148,8 @@ class _Study:
 
         def rounding(values: Floats) -> Floats:
             importance = imatrix.get(self.former, self.info.shape) if imatrix else None
-            return rounded(values, self.probe, importance, kernels)
+            with _named(self.path, self.info):
+                return rounded(values, self.probe, importance, kernels)
 
         return rounding
 
@@ -157,9 +166,19 @@ def _studies(
             former = source.former_names.get(info.name, info.name)
             importance = imatrix.get(former, info.shape) if imatrix else None
             kinds = candidates(info, weighted=importance is not None)
-            lost = errors(tensor, kinds, importance, kernels=kernels, pool=pool)
-            studies.append(_Study(info, former, _probe(lost), lost))
+            with _named(source.path, info):
+                lost = errors(tensor, kinds, importance, kernels=kernels, pool=pool)
+            studies.append(_Study(source.path, info, former, _probe(lost), lost))
     return studies
+
+
+@contextmanager
+def _named(path: Path, info: TensorInfo) -> Iterator[None]:
+    """Give an error about a tensor's values the tensor's name."""
+    try:
+        yield
+    except UnsupportedTensor as exc:
+        raise UnsupportedTensor(f"{path}: tensor {info.name}: {exc}") from exc
 
 
 def candidates(info: TensorInfo, *, weighted: bool) -> list[str]:

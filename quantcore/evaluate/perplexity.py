@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quantcore.errors import InputError, ShortText
+from quantcore.errors import InputError, ShortText, UselessPredictions
 from quantcore.evaluate.activations import Activations
 from quantcore.evaluate.forward import Tokens, losses
 from quantcore.evaluate.ops import Floats, partition
@@ -154,10 +154,10 @@ def perplexity(
 def summarize(nll: Doubles, chunks: Chunks, seconds: float) -> Perplexity:
     """Return the figures for the scored tokens `nll` of `chunks`.
 
-    Raises `InputError` for a model whose predictions are no numbers.
+    Raises `UselessPredictions` for a model whose predictions are no numbers.
     """
     if not nll.mean() < LARGEST_LOSS:
-        raise InputError(
+        raise UselessPredictions(
             f"the model's predictions are useless: its mean loss is {nll.mean():.4g}; its weights or "
             "hyperparameters must be damaged"
         )

@@ -11,7 +11,7 @@ import pytest
 
 from quantcore.backends import choose
 from quantcore.convert import open_huggingface
-from quantcore.errors import InputError, UnreadableFile
+from quantcore.errors import InputError, UnreadableFile, UnsupportedTensor, UselessPredictions
 from quantcore.evaluate import effects as module
 from quantcore.evaluate.effects import effects
 from quantcore.evaluate.forward import map_logits
@@ -151,6 +151,26 @@ def test_the_type_that_a_tensor_has_already_is_no_probe_of_others(measured, tmp_
     for tensor in found.tensors:
         assert tensor.probe != own[tensor.name]
         assert tensor.cost(own[tensor.name]) == 0 < tensor.cost("Q4_K") < tensor.cost("Q2_K")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("blk.1.ffn_up.weight", UnsupportedTensor, r"tensor blk\.1\.ffn_up\.weight: no type can hold NaN"),
+        ("output_norm.weight", UselessPredictions, "predictions are no numbers"),
+    ],
+)
+def test_a_damaged_model_is_refused_by_name(measured, name, error, said):
+    def damaged(values):
+        values[..., -1] = np.nan
+        return values
+
+    source, _ = measured
+    tensors = tuple(in_float32(t, damaged) if t.name == name else t for t in source.tensors)
+    text = (DEMO / "calibration.txt").read_text()[:2000]
+
+    with pytest.raises(error, match=rf"tiny-novels-7m: .*{said}"):
+        measure(replace(source, tensors=tensors), text, "a.txt", "f" * 64, n_ctx=64, n_chunks=1)
 
 
 def test_rows_that_fit_no_block_are_probed_with_what_they_may_have():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantcore.convert import open_huggingface
-from quantcore.errors import Cancelled, InputError, ShortText, UnreadableFile
+from quantcore.errors import Cancelled, InputError, ShortText, UnreadableFile, UselessPredictions
 from quantcore.evaluate.divergence import divergence, encode_log_probs, open_base, save_base
 from quantcore.evaluate.perplexity import chunked, compare, perplexity, token_nll
 from quantcore.ggufkv import boolean
@@ -169,7 +169,7 @@ def test_useless_predictions_are_an_error(tiny, tmp_path):
     broken = {name: np.full_like(value, np.nan) for name, value in weights_of(config_of("llama")).items()}
     (tmp_path / "tiny/model.safetensors").write_bytes(safetensors_bytes(broken))
 
-    with pytest.raises(InputError, match="predictions are useless: its mean loss is nan"):
+    with pytest.raises(UselessPredictions, match="predictions are useless: its mean loss is nan"):
         perplexity(open_huggingface(tmp_path / "tiny"), TEXT, n_ctx=32)
 
 
