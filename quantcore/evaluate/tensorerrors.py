@@ -79,14 +79,20 @@ def tensor_errors(
     importance matrix has in another size, before anything is read; later what reading raises.
     """
     pairs = _pairs(source, quant)
-    covered = {a.name for a, _ in pairs if imatrix is not None and imatrix.covers(a.name, a.info.shape)}
+    # Importance goes by the names that tensors had when it was measured; see `Source.former_names`.
+    former = {a.name: source.former_names.get(a.name, a.name) for a, _ in pairs}
+    covered = {
+        a.name for a, _ in pairs if imatrix is not None and imatrix.covers(former[a.name], a.info.shape)
+    }
     workers = usable_threads(threads)
     tell = Teller("errors", sum(a.info.n_elements for a, _ in pairs), len(pairs), report)
     found: list[tuple[TensorError, Distance]] = []
     with ThreadPoolExecutor(workers) as pool:
         slabs = Slabs(pool, workers + 1)
         for a, b in pairs:
-            weights = _importance(imatrix, a) if imatrix is not None and a.name in covered else None
+            weights = None
+            if imatrix is not None and a.name in covered:
+                weights = _importance(imatrix, former[a.name], a.info.row_length)
             work = partial(distance_of_rows, a, b, importance=weights)
             apart = Distance.total(slabs.each(a.info, work))
             found.append((_error(a, b, apart), apart))
@@ -120,11 +126,11 @@ def _lengths(tensor: Tensor) -> str:
     return " x ".join(map(str, reversed(tensor.info.shape)))
 
 
-def _importance(imatrix: ImportanceMatrix, tensor: Tensor) -> Doubles:
-    """Return the sums of the squared inputs, float64 `(n_matrices, row_length)`."""
+def _importance(imatrix: ImportanceMatrix, name: str, row_length: int) -> Doubles:
+    """Return the sums of a tensor's squared inputs, float64 `(n_matrices, row_length)`."""
     # The older kind of file holds means times chunks: of such a stack no expert counts more than another.
-    sums, _ = imatrix.sums(tensor.name, 1)
-    return sums.astype(np.float64).reshape(-1, tensor.info.row_length)  # (n_matrices, row_length)
+    sums, _ = imatrix.sums(name, 1)
+    return sums.astype(np.float64).reshape(-1, row_length)  # (n_matrices, row_length)
 
 
 def _error(a: Tensor, b: Tensor, apart: Distance) -> TensorError:

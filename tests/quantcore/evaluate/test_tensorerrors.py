@@ -24,6 +24,7 @@ from quantcore.models import open_model
 from quantcore.pipeline import quantize
 from quantcore.plan import make_plan
 from quantcore.sources.gguf import open_gguf
+from quantcore.sources.views import pruned
 from quantcore.tensors import TensorInfo
 from tests.quantcore.convert.families import write_model
 from tests.quantcore.models import small_llama
@@ -130,6 +131,17 @@ def test_experts_weigh_by_their_own_inputs_and_one_without_any_not_at_all(tmp_pa
 
     apart, power = ((x.astype(np.float64) ** 2 * sums[:, None, :]).sum() for x in (q - w, w))
     assert found.tensors[0].weighted == pytest.approx(np.sqrt(apart / power), rel=1e-6)
+
+
+def test_importance_goes_by_the_names_that_layers_had_before_others_were_cut(model, quant, matrix):
+    whole = tensor_errors(open_gguf(model), open_gguf(quant), imatrix=matrix)
+    sides = [pruned(open_gguf(path), {0}) for path in (model, quant)]
+
+    found = tensor_errors(*sides, imatrix=matrix)
+
+    weighted = {error.name: error.weighted for error in found.tensors if error.weighted is not None}
+    (expected,) = [error.weighted for error in whole.tensors if error.name == DOWN]
+    assert weighted == {DOWN.replace("blk.1", "blk.0"): expected}
 
 
 def test_a_huggingface_directory_is_compared_under_ggufs_names_and_order(tmp_path):
