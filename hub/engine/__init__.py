@@ -24,6 +24,7 @@ from hub.engine.exchanged import (
     Speeds,
     Tell,
     TensorErrors,
+    Useless,
     WorthRetry,
     translated,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "Speeds",
     "Tell",
     "TensorErrors",
+    "Useless",
     "WorthRetry",
     "baseline",
     "cache_key",

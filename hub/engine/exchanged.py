@@ -40,6 +40,10 @@ class Refused(EngineError):
     kind = "refused"
 
 
+class Useless(Refused):
+    """What a model predicts is no number, or next to none: it must be damaged."""
+
+
 class WorthRetry(EngineError):
     """The machine lacked something; the same may succeed later."""
 
@@ -177,6 +181,8 @@ def translated() -> Iterator[None]:
         yield
     except quantcore.errors.MissingEngine as exc:
         raise NoEngine(str(exc)) from exc
+    except quantcore.errors.UselessPredictions as exc:
+        raise Useless(str(exc)) from exc
     except quantcore.errors.InputError as exc:
         raise Refused(str(exc)) from exc
     except quantcore.errors.QuantcoreError as exc:

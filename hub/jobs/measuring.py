@@ -86,7 +86,6 @@ def _quality(
     except (engine.Refused, engine.NoEngine) as exc:
         miss(f"Perplexity was not measured here: {exc}")
         return []
-    _require_sane(quality)
     of = {"baseline": str(job.revision.tensor_type), "baseline_commit": job.revision.commit}
     rise = engine.increase(baseline.losses, quality.losses)
     found = [
@@ -103,9 +102,13 @@ def _quality(
 def _beside(
     baseline: Baseline, quant: engine.Source, tell: engine.Tell
 ) -> tuple[engine.Quality, engine.Closeness | None]:
-    if baseline.base is None:
-        return engine.perplexity(quant, settings.EVAL_TEXT, tell), None
-    return engine.quality(quant, settings.EVAL_TEXT, baseline.base, tell)
+    """Measure a quant of a sane source; raises `EngineError` where its own predictions are useless."""
+    try:
+        if baseline.base is None:
+            return engine.perplexity(quant, settings.EVAL_TEXT, tell), None
+        return engine.quality(quant, settings.EVAL_TEXT, baseline.base, tell)
+    except engine.Useless as exc:
+        raise engine.EngineError(f"The file is not fit to be published: {exc}") from exc
 
 
 def _errors(
@@ -125,21 +128,26 @@ def _errors(
     except Exception as exc:
         # Whatever it was: the file is whole, and must not be lost for want of figures beside it.
         logger.exception("job %s: errors of tensors were not measured", job.pk)
-        why = str(exc) if isinstance(exc, engine.EngineError) else "something went wrong in the hub itself"
-        miss(f"Errors of tensors were not measured here: {why}")
+        miss(f"Errors of tensors were not measured here: {_why(exc)}")
         return None
     return actions.MeasuredErrors(
         found.relative, found.columns, found.method, engine.hardware(), engine.measured_with()
     )
 
 
+def _why(exc: Exception) -> str:
+    return str(exc) if isinstance(exc, engine.EngineError) else "something went wrong in the hub itself"
+
+
 def _speed(job: Job, made: Path, tell: engine.Tell, miss: Miss) -> Iterable[actions.Measured]:
     try:
         found = _quiet_speeds(job, made, tell, miss)
-    except engine.EngineError as exc:
+    except actions.Stale:
+        raise
+    except Exception as exc:
         # The file is whole and measured for quality; a machine without the engine must not keep it back.
         logger.warning("job %s: speed was not measured", job.pk, exc_info=True)
-        miss(f"Speed was not measured here: {exc}")
+        miss(f"Speed was not measured here: {_why(exc)}")
         return []
     for sentence in found.missed:
         miss(sentence)
@@ -154,8 +162,11 @@ def _quiet_speeds(job: Job, made: Path, tell: engine.Tell, miss: Miss) -> engine
     engine.wait_for_kernels()
     best = _deep_speeds(job, made, tell, miss)
     if best.others > QUIET:
+        # What took too much deep in the context once would do so again.
+        deep = any(of.endswith("_deep") for of in best.of)
         with suppress(engine.EngineError):  # the first try counts all the same
-            best = min(best, engine.speeds(made, partial(_at_the_end, tell)), key=lambda tried: tried.others)
+            again = engine.speeds(made, partial(_at_the_end, tell), deep=deep)
+            best = min(best, again, key=lambda tried: tried.others)
     if best.others > QUIET:
         share = f"{100 * best.others:.0f} %"
         actions.log(job, f"Note: other programs used {share} of the processors while speed was measured.")
@@ -197,7 +208,6 @@ def _baseline(
         if kept is not None:
             return kept
         quality, base = engine.perplexity(source, settings.EVAL_TEXT, tell), None
-    _require_sane(quality)
     baseline = Baseline(quality.losses, base)
     baselines.keep(job.revision, baseline)
     Measurement.objects.bulk_create(
@@ -214,13 +224,6 @@ def _absolute(quality: engine.Quality) -> list[actions.Measured]:
     ]
     # Tokens that stand for no byte of the text have no bits for each; no database takes that for a number.
     return [figure for figure in found if math.isfinite(figure.value)]
-
-
-def _require_sane(quality: engine.Quality) -> None:
-    if not math.isfinite(quality.perplexity.value):
-        raise engine.EngineError(
-            "The perplexity is not a finite number: the file is not fit to be published."
-        )
 
 
 def _measured(

@@ -20,6 +20,7 @@ from quantcore.recipes import recipes
         (errors.InputError, engine.Refused, "refused"),
         (errors.UnreadableFile, engine.Refused, "refused"),
         (errors.NeedsCalibration, engine.Refused, "refused"),
+        (errors.UselessPredictions, engine.Useless, "refused"),
         (errors.NotEnoughSpace, engine.WorthRetry, "retry"),
         (errors.Cancelled, engine.WorthRetry, "retry"),
         (errors.MissingEngine, engine.NoEngine, "refused"),

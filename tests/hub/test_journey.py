@@ -252,7 +252,7 @@ def test_a_source_that_is_measured_again_has_its_newest_figure(alice, demo, read
 def test_a_second_try_at_speed_that_fails_leaves_the_first(ready, monkeypatch):
     tries = iter([speed_of(0.6)])
 
-    def speeds(*_arguments):
+    def speeds(*_arguments, deep=True):
         for found in tries:
             return found
         raise engine.WorthRetry("llama.cpp ended without a word")
@@ -276,6 +276,47 @@ def test_where_a_deep_context_takes_too_much_speed_is_measured_without(ready, mo
     sentence = "Speed at depth 4096 was not measured here: y.gguf: llama.cpp ran out of memory"
     assert quant.not_measured == [sentence]
     assert Job.objects.get().events.filter(text=sentence).exists()
+
+
+def test_what_took_too_much_deep_in_the_context_is_not_tried_there_again(ready, monkeypatch):
+    asked = []
+
+    def speeds(*_arguments, deep=True):
+        asked.append(deep)
+        if deep:
+            raise engine.WorthRetry("llama.cpp was stopped after 1800 s")
+        return speed_of(0.6)
+
+    monkeypatch.setattr(engine, "speeds", speeds)
+
+    assert make(ready).quant
+
+    assert asked == [True, False, False]
+
+
+def test_a_mistake_in_measuring_speed_does_not_lose_the_quant(ready, monkeypatch):
+    def speeds(*_arguments, **_options):
+        raise KeyError("samples")
+
+    monkeypatch.setattr(engine, "speeds", speeds)
+
+    quant = make(ready).quant
+
+    assert quant.not_measured == ["Speed was not measured here: something went wrong in the hub itself"]
+
+
+def test_a_quant_whose_predictions_are_useless_is_not_published(ready, no_speed, monkeypatch, leftovers):
+    def quality(*_arguments):
+        raise engine.Useless("the model's predictions are useless: its mean loss is nan")
+
+    monkeypatch.setattr(engine, "quality", quality)
+
+    job = make(ready)
+
+    assert (job.state, job.quant) == (State.FAILED, None)
+    assert "not fit to be published: the model's predictions are useless" in job.error
+    assert not Quant.objects.exists()
+    assert leftovers() == []
 
 
 def test_what_is_not_possible_is_refused_before_a_matrix_is_measured(alice, demo, no_speed, monkeypatch):
@@ -451,7 +492,7 @@ def test_speed_is_measured_again_where_other_programs_were_in_the_way(
     ready, monkeypatch, shares, taken, noted
 ):
     left = list(shares)
-    monkeypatch.setattr(engine, "speeds", lambda *_: speed_of(left.pop(0)))
+    monkeypatch.setattr(engine, "speeds", lambda *_, deep=True: speed_of(left.pop(0)))
 
     job = make(ready)
 
