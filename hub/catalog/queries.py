@@ -319,14 +319,17 @@ def revision_or_404(owner: str, name: str, commit: str = "") -> Revision:
 
 def errors_or_404(quant_id: int, owner: str | None = None, name: str | None = None) -> TensorErrors:
     """Return the errors of a quant's tensors, of a quant of that model where one is named."""
-    found = TensorErrors.objects.select_related("quant__revision__model")
+    found = TensorErrors.objects.select_related("quant__revision__model").defer("quant__plan")
     if owner is not None:
         found = found.filter(quant__revision__model__owner=owner, quant__revision__model__name=name)
-    return get_object_or_404(found, quant_id=quant_id)
+    # By the quant's own key: `quant_id` would be compared with numbers that no database holds.
+    return get_object_or_404(found, quant__pk=quant_id)
 
 
 def worst_first(errors: TensorErrors) -> list[dict[str, Any]]:
     """Return the lines of a quant's tensors by relative error, those of which none can be told before all."""
-    return sorted(errors.tensors, key=lambda line: inf if line["relative"] is None else line["relative"])[
-        ::-1
-    ]
+
+    def badness(line: dict[str, Any]) -> float:
+        return inf if line["relative"] is None else float(line["relative"])
+
+    return sorted(errors.tensors, key=badness, reverse=True)

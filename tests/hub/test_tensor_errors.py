@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from hub import engine
+from hub.catalog import queries
 from hub.catalog.models import TensorErrors
 from hub.jobs import actions, journey
 from hub.jobs.models import Job, State
@@ -158,3 +161,32 @@ def test_the_api_names_where_they_are_and_gives_them_line_by_line(client, errors
 
 def test_the_api_says_null_of_a_quant_without_them(client, quant):
     assert client.get("/api/v1/models/acme/llama").json()["quants"][0]["errors_url"] is None
+
+
+@pytest.mark.parametrize("number", [2**63, 10**30])
+def test_a_number_that_no_database_holds_is_no_quants(client, errors, number):
+    assert client.get(f"/models/acme/llama/quants/{number}/errors").status_code == 404
+
+
+def test_tensors_of_the_same_error_keep_the_order_of_the_source(errors):
+    errors.columns = {"name": ["a", "b", "c", "d"], "relative": [0.0, 0.5, 0.0, None]}
+
+    assert [line["name"] for line in queries.worst_first(errors)] == ["d", "b", "a", "c"]
+
+
+@pytest.mark.parametrize("address", ["/models/acme/llama", "/api/v1/models/acme/llama"])
+def test_errors_of_more_quants_take_no_more_queries(
+    client, revision, errors, address, django_assert_num_queries
+):
+    with CaptureQueriesContext(connection) as one:
+        client.get(address)
+    for number in range(5):
+        other = revision.quants.create(
+            level="Q8_0", format="gguf", file_bytes=9, bpw=8.5, recipe_fingerprint=str(number)
+        )
+        if number % 2:
+            TensorErrors.objects.create(quant=other, columns=COLUMNS)
+
+    with django_assert_num_queries(len(one)) as more:
+        client.get(address)
+    assert not any('"columns"' in query["sql"] for query in more.captured_queries)
