@@ -25,7 +25,7 @@ from quantcore.evaluate.weights import Weights
 from quantcore.progress import Progress, Report, ignore, seconds_left
 from quantcore.sources.base import Source
 
-STATES_BYTES = 1 << 30  # hidden states of the variants that are carried together
+STATES_BYTES = 1 << 29  # hidden states of the variants that are carried together
 EMBEDDINGS, OUTPUT = "token_embd.weight", "output.weight"
 
 
