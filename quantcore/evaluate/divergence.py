@@ -43,6 +43,7 @@ MAGIC = b"_logits_"
 HEAD = struct.Struct("<8sIii")
 ROWS = 32  # positions at a time: a large vocabulary takes much room for each
 RANGE = 16.0  # log probabilities further below the highest are not told apart
+LOWEST = 100.0  # below zero: with that range, where no log probability of any vocabulary can be
 FEWEST = 100  # scored tokens under which llama-perplexity gives no statistics
 
 Codes = npt.NDArray[np.uint16]
@@ -71,7 +72,10 @@ class Base:
         return HEAD.size + 4 * int(self.tokens.size) + chunk * self.scored * self.width * 2
 
     def read(self, chunk: int, rows: slice = slice(None)) -> Floats:
-        """Return the log probabilities of `rows` of the scored positions of `chunk`, float32 `(n, vocab)`."""
+        """Return the log probabilities of `rows` of the scored positions of `chunk`, float32 `(n, vocab)`.
+
+        Raises `UnreadableFile` for a file that is cut short or damaged.
+        """
         start, stop, _ = rows.indices(self.scored)
         count, offset = (stop - start) * self.width, self.offset(chunk) + 2 * start * self.width
         records = np.fromfile(self.path, dtype="<u2", count=count, offset=offset)
@@ -79,6 +83,10 @@ class Base:
             raise UnreadableFile(f"{self.path}: ends inside chunk {chunk + 1} of {len(self.tokens)}")
         records = records.reshape(-1, self.width)  # (n, width)
         heads = np.ascontiguousarray(records[:, :4]).view("<f4")  # (n, 2): scale, lowest
+        if not (np.abs(heads) <= LOWEST).all():
+            raise UnreadableFile(
+                f"{self.path}: damaged: chunk {chunk + 1} holds numbers that are no log probabilities"
+            )
         log_probs: Floats = records[:, 4 : 4 + self.vocab].astype(np.float32)  # (n, vocab)
         log_probs *= heads[:, :1]
         log_probs += heads[:, 1:]

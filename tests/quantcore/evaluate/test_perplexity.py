@@ -164,6 +164,18 @@ def test_a_cut_or_foreign_base_is_refused(tiny, tmp_path):
         open_base(tmp_path / "foreign")
 
 
+@pytest.mark.parametrize("head", [np.nan, np.inf, 1e30, -1e30])
+def test_a_base_of_numbers_that_are_no_log_probabilities_is_refused(tiny, tmp_path, head):
+    save_base(tiny, TEXT, tmp_path / "base", n_ctx=32)
+    data = bytearray((tmp_path / "base").read_bytes())
+    place = open_base(tmp_path / "base").offset(1) + 4
+    data[place : place + 4] = np.float32(head).tobytes()
+    (tmp_path / "base").write_bytes(data)
+
+    with pytest.raises(UnreadableFile, match="base: damaged: chunk 2 holds numbers that are no log prob"):
+        divergence(tiny, TEXT, tmp_path / "base")
+
+
 def test_useless_predictions_are_an_error(tiny, tmp_path):
     """Neither NaN nor a number beyond all numbers is a perplexity."""
     broken = {name: np.full_like(value, np.nan) for name, value in weights_of(config_of("llama")).items()}
