@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcore.backends import Backend
-from quantcore.cli._files import size
+from quantcore.cli._files import in_parts, size
 from quantcore.cli._options import tensor_type
 from quantcore.cli._terminal import note
 from quantcore.errors import InputError
@@ -75,25 +75,28 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def planned(source: Source, options: Options, backend: Backend, arguments: argparse.Namespace) -> Planned:
-    """Return the plan for the level or the size that was asked for."""
+    """Return the plan for the level or the size that was asked for, in the parts that were."""
     threads = getattr(arguments, "threads", None)
     if arguments.target_size is None and arguments.target_bpw is None:
-        return Planned(make_plan(source, arguments.to, options, threads=threads, backend=backend.name))
+        plan = make_plan(source, arguments.to, options, threads=threads, backend=backend.name)
+        return Planned(in_parts(plan, source, arguments))
     if arguments.to is not None:
         note(f"the size decides; {arguments.to} has no say in it")
     # The forward pass that measuring needs is not loaded for a level.
     from quantcore.budget import Target, plan_for
 
-    made = plan_for(
-        source,
-        Target(arguments.target_size, arguments.target_bpw),
-        _sensitivities(source, options, backend, arguments),
-        options,
-        _limits(arguments),
-        threads=threads,
-        backend=backend.name,
-    )
-    return Planned(made.plan, {"expected_kld": made.divergence, "expected_kld_bound": made.bound})
+    found, limits = _sensitivities(source, options, backend, arguments), _limits(arguments)
+
+    def budgeted(nbytes: int | None) -> Planned:
+        target = Target(nbytes, arguments.target_bpw)
+        made = plan_for(source, target, found, options, limits, threads=threads, backend=backend.name)
+        expected = {"expected_kld": made.divergence, "expected_kld_bound": made.bound}
+        return Planned(in_parts(made.plan, source, arguments), expected)
+
+    made = budgeted(arguments.target_size)
+    excess = made.plan.file_bytes - arguments.target_size if arguments.target_size else 0
+    # Each part has a head of its own, whose size is known only once the parts are.
+    return made if excess <= 0 else budgeted(arguments.target_size - excess)
 
 
 def require_aim(arguments: argparse.Namespace) -> None:

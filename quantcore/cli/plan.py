@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcore.backends import choose
-from quantcore.cli._files import add_files, in_parts, seen
+from quantcore.cli._files import add_files, seen
 from quantcore.cli._options import add_level, add_source, options
 from quantcore.cli._target import add_target, planned, require_aim
 from quantcore.cli._terminal import add_json, human_bytes, human_seconds, note, visible
@@ -30,10 +30,9 @@ def run(arguments: argparse.Namespace) -> Mapping[str, Any]:
     source = seen(open_model(arguments.source), arguments)
     backend = choose("auto")
     made = planned(source, options(arguments), backend, arguments)
-    plan = in_parts(made.plan, source, arguments)
     if not arguments.json:
-        print_plan(plan, backend.name)
-    return {**plan.to_json(), **made.expected}
+        print_plan(made.plan, backend.name)
+    return {**made.plan.to_json(), **made.expected}
 
 
 def print_plan(plan: Plan, backend: str) -> None:

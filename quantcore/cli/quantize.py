@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcore.backends import BACKENDS, choose
-from quantcore.cli._files import add_files, in_parts, seen
+from quantcore.cli._files import add_files, seen
 from quantcore.cli._making import add_making, make
 from quantcore.cli._options import add_level, add_source, options
 from quantcore.cli._target import add_target, planned, require_aim
@@ -46,10 +46,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source = seen(open_model(arguments.source), arguments)
     chosen = options(arguments)
     made = planned(source, chosen, backend, arguments)
-    plan = in_parts(made.plan, source, arguments)
     if arguments.dry_run:
-        return {**tell(plan, json=arguments.json), **made.expected}
-    return {**make(source, plan, arguments, backend, imatrix=chosen.imatrix), **made.expected}
+        return {**tell(made.plan, json=arguments.json), **made.expected}
+    return {**make(source, made.plan, arguments, backend, imatrix=chosen.imatrix), **made.expected}
 
 
 def tell(plan: Plan, *, json: bool) -> dict[str, Any]:

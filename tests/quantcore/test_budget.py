@@ -158,6 +158,17 @@ def test_the_command_line_makes_a_file_of_a_size(found, tmp_path, capsys):
     assert {tensor["type"] for tensor in document["tensors"]}.isdisjoint(GRIDS)
 
 
+def test_the_parts_of_a_split_file_are_together_no_larger_than_asked_for(found, tmp_path, capsys):
+    found.save(tmp_path / "m.json")
+    given = ["--sensitivity", str(tmp_path / "m.json"), "--json", "--split-max-tensors", "1"]
+
+    status = main(["plan", str(DEMO / "tiny-novels-7m"), "--target-size", "4.2MB", *given])
+
+    document = json.loads(capsys.readouterr().out)
+    assert (status, len(document["parts"])) == (0, 57)
+    assert 0.995 * 4_200_000 <= document["file_bytes"] <= 4_200_000
+
+
 def test_the_command_line_measures_a_text_where_there_is_no_file(tmp_path, capsys):
     text, out = tmp_path / "a.txt", tmp_path / "m.json"
     text.write_text((DEMO / "calibration.txt").read_text()[:3000])
