@@ -153,10 +153,22 @@ def _kinds(
     possible = set(candidates(info, weighted=weighted))
     if is_quantized(info.type) and not options.allow_requantize:
         possible = {info.type}
-    kinds = [kind for kind in tensor.errors if kind in possible and limits.allow(info.name, kind)]
+    allowed = [kind for kind in tensor.errors if limits.allow(info.name, kind)]
+    kinds = [kind for kind in allowed if kind in possible]
     if not kinds:
-        raise InputError(f"{source.path}: {info.name}: none of the types allowed fits its rows")
+        raise InputError(f"{source.path}: {info.name}: {_why_none(info, allowed)}")
     return kinds
+
+
+def _why_none(info: TensorInfo, allowed: list[str]) -> str:
+    """Return why a tensor can have none of the types that were measured and are `allowed`."""
+    if not allowed:
+        return (
+            "none of the types allowed was measured: they do not fit its rows, or take an importance matrix"
+        )
+    if is_quantized(info.type):
+        return f"is {info.type} already, and may be no other type unless requantizing is allowed"
+    return f"cannot be {', '.join(allowed)} without an importance matrix"
 
 
 def _group(info: TensorInfo, measured: Sensitivity, kinds: list[str], alignment: int) -> Group:

@@ -140,8 +140,21 @@ def test_a_tensor_that_was_not_measured_is_named(source, options, found):
 
 
 def test_a_limit_that_leaves_no_type_names_the_tensor(source, options, found):
-    with pytest.raises(InputError, match=r"output\.weight: none of the types allowed fits its rows"):
+    with pytest.raises(InputError, match=r"output\.weight: none of the types allowed was measured"):
         plan_for(source, Target(bpw=4), found, options, Limits(types={"Q4_K"}, least={"output": "Q6_K"}))
+
+
+def test_a_type_that_cannot_be_had_is_refused_with_the_reason(source, found, tmp_path):
+    layers = replace(found, tensors=tuple(t for t in found.tensors if t.name.startswith("blk.")))
+    fixed = Options(output_type="Q6_K", embedding_type="Q4_K")
+    with pytest.raises(
+        InputError, match=r"blk\.\d\.\w+\.weight: cannot be IQ2_XS without an importance matrix"
+    ):
+        plan_for(source, Target(bpw=8), layers, fixed, Limits(types={"IQ2_XS"}))
+
+    quantize(source, make_plan(source, "Q4_K_M"), tmp_path / "m.gguf")
+    with pytest.raises(InputError, match=r"is Q\d_K already, and may be no other type unless requantizing"):
+        plan_for(open_model(tmp_path / "m.gguf"), Target(bpw=8), found, Options(), Limits(types={"Q8_0"}))
 
 
 def test_the_command_line_makes_a_file_of_a_size(found, tmp_path, capsys):
