@@ -47,11 +47,16 @@ CASED = (
     "\U0001e900-\U0001e943]"
 )
 WIDE_SIGNS = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]"
-HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]"
 DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def _no_spaces(letters: str) -> str:
+    """Return a class of letters without the spaces in it, which llama.cpp takes for nothing but spaces."""
+    return rf"[{letters}&&[^\s]]"
 
 
 def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
@@ -109,9 +114,17 @@ PRE_TOKENIZERS = (
     PreTokenizer(("qwen35",), (QWEN35,)),
     PreTokenizer(
         ("deepseek-llm",),
-        ("[\r\n]", rf"\s?{CASED}+", rf"\s?{WIDE_SIGNS}+", r"\s+$", HAN, r"\p{N}+"),
+        (
+            *("[\r\n]", rf"\s?{CASED}+", rf"\s?{_no_spaces(WIDE_SIGNS)}+", r"\s+$"),
+            *(f"{_no_spaces(HAN)}+", r"\p{N}+"),
+        ),
+        published=("[\r\n]", rf"\s?{CASED}+", rf"\s?{WIDE_SIGNS}+", r"\s+$", f"{HAN}+", r"\p{N}+"),
     ),
-    PreTokenizer(("deepseek-coder",), ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN, r"\p{N}")),
+    PreTokenizer(
+        ("deepseek-coder",),
+        ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"{_no_spaces(HAN)}+", r"\p{N}"),
+        published=("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"{HAN}+", r"\p{N}"),
+    ),
     PreTokenizer(
         ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
         (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK3),

@@ -149,6 +149,7 @@ def sequence(*steps):
 
 QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|")
+DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+")
 DIGITS = {"type": "Digits", "individual_digits": True}
 
 
@@ -159,6 +160,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
         (sequence(split(QWEN2)), False, "qwen2"),
         (sequence(split(LLAMA3)), True, "llama-bpe"),
         (sequence(split(LLAMA3)), False, "smaug-bpe"),
+        (sequence(*map(split, DEEPSEEK_CODER), DIGITS), False, "deepseek-coder"),
         ({"type": "Sequence", "pretokenizers": [DIGITS, {"type": "ByteLevel"}]}, False, "smollm"),
     ],
 )

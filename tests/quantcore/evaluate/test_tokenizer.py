@@ -69,6 +69,8 @@ def test_ids_are_those_of_llama_cpp(demo, pre):
         ("deepseek-coder", "ab12 \u05d0", ["ab", "1", "2", " \u05d0"]),
         ("deepseek-llm", "ab12 \u05d0", ["ab", "12", " \u05d0"]),
         ("deepseek-llm", "\u0531\u057f\u10e1a", ["\u0531", "\u057f", "\u10e1", "a"]),
+        ("deepseek-llm", "a  \u3000!\u2003\u4e00", ["a", "  ", "\u3000!", "\u2003", "\u4e00"]),
+        ("deepseek-coder", "a\u2003\u4e00", ["a", "\u2003", "\u4e00"]),
         ("smollm", "x 12345", ["x", " ", "1", "2", "3", "4", "5"]),
         ("deepseek-v3", "x 12345", ["x", " ", "123", "45"]),
     ],
