@@ -42,15 +42,20 @@ class Target:
 
 @dataclass(frozen=True)
 class Limits:
-    """What types may be chosen: only `types` if given, and for tensors of a role none of fewer bits."""
+    """What types may be chosen: only `types` if given, and for tensors of a role none of fewer bits.
+
+    Embeddings that are the output too are held to what is asked of the output as well.
+    """
 
     types: Collection[str] | None = None
     least: Mapping[str, str] = field(default_factory=dict)
 
-    def allow(self, name: str, kind: str) -> bool:
-        """Say whether the tensor of that name may have type `kind`."""
-        least = self.least.get(role(name))
-        enough = least is None or get_format(kind).bits >= get_format(least).bits
+    def allow(self, name: str, kind: str, *, tied: bool = False) -> bool:
+        """Say whether the tensor of that name may have type `kind`; `tied` embeddings are the output too."""
+        own = role(name)
+        roles = {own, "output"} if tied and own == "token_embd" else {own}
+        least = [self.least[one] for one in roles if one in self.least]
+        enough = all(get_format(kind).bits >= get_format(one).bits for one in least)
         return enough and (self.types is None or kind in self.types)
 
 
@@ -153,7 +158,8 @@ def _kinds(
     possible = set(candidates(info, weighted=weighted))
     if is_quantized(info.type) and not options.allow_requantize:
         possible = {info.type}
-    allowed = [kind for kind in tensor.errors if limits.allow(info.name, kind)]
+    tied = source.tensor("output.weight") is None
+    allowed = [kind for kind in tensor.errors if limits.allow(info.name, kind, tied=tied)]
     kinds = [kind for kind in allowed if kind in possible]
     if not kinds:
         raise InputError(f"{source.path}: {info.name}: {_why_none(info, allowed)}")

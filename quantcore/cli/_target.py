@@ -68,7 +68,10 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"choose from these only, such as Q4_K,Q6_K; {FAST} leaves out the grids, slow on processors",
     )
-    for option, what in (("output", "output.weight"), ("embedding", "token_embd.weight")):
+    for option, what in (
+        ("output", "output.weight, or of embeddings that are the output too"),
+        ("embedding", "token_embd.weight"),
+    ):
         group.add_argument(
             f"--{option}-at-least", type=tensor_type, metavar="TYPE", help=f"fewest bits of {what}"
         )

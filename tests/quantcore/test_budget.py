@@ -18,6 +18,7 @@ from quantcore.models import open_model
 from quantcore.pipeline import quantize, verify
 from quantcore.plan import Options, make_plan
 from quantcore.sensitivity import measure
+from tests.quantcore.convert.families import write_model
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "hub" / "demo"
@@ -113,6 +114,21 @@ def test_types_may_be_limited(source, options, found):
     assert set(types.values()) <= {"Q3_K", "Q4_K", "Q5_K", "Q6_K"}
     assert types["output.weight"] == "Q6_K"
     assert types["token_embd.weight"] in {"Q5_K", "Q6_K"}
+
+
+@pytest.mark.parametrize("least", [{"output": "Q8_0"}, {"output": "Q8_0", "token_embd": "Q4_0"}])
+def test_embeddings_that_are_the_output_too_keep_its_bits(tmp_path, least):
+    write_model(tmp_path, "qwen2")
+    tied = open_model(tmp_path)
+    text = (DEMO / "calibration.txt").read_text()[:1000]
+    found = measure(tied, text, "a.txt", "f" * 64, n_ctx=16)
+
+    def embeddings(limits):
+        made = plan_for(tied, Target(bpw=8), found, limits=limits)
+        return {tensor.name: tensor.type for tensor in made.plan.tensors}["token_embd.weight"]
+
+    assert embeddings(Limits()) != "Q8_0"
+    assert embeddings(Limits(least=least)) == "Q8_0"
 
 
 def test_without_an_importance_matrix_nothing_is_chosen_that_needs_one(source, found):
