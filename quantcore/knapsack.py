@@ -24,7 +24,7 @@ SWEEPS = 100  # halvings of the multiplier: far beyond what float64 can tell apa
 
 @dataclass(frozen=True)
 class Group:
-    """The options for one thing: `sizes` int64 `(options,)` and `costs` float64 `(options,)`."""
+    """The options for one thing: `sizes` int64 and `costs` float64 `(options,)`, none of them below zero."""
 
     sizes: Sizes
     costs: Costs

@@ -233,6 +233,8 @@ def _from_json(tensor: Mapping[str, Any]) -> Sensitivity:
     numbers = (made.divergence, *made.errors.values())
     if not all(isinstance(number, int | float) and isfinite(number) for number in numbers):
         raise ValueError(f"{made.name} has a number that is none")
+    if min(made.errors.values(), default=0) < 0:
+        raise ValueError(f"{made.name} has an error below zero")
     if made.probe not in made.errors:
         raise ValueError(f"{made.name} lacks the error of its probe {made.probe}")
     if unknown := set(made.errors) - set(formats()):

@@ -208,6 +208,7 @@ def test_sensitivities_of_another_model_are_refused(measured, tmp_path):
         (lambda document: document.update(tensors=[{"name": "x"}]), "holds no sensitivities"),
         (lambda document: document["tensors"][0].update(divergence="much"), "is none"),
         (lambda document: document["tensors"][0].update(divergence=10**400), "holds no sensitivities"),
+        (lambda document: document["tensors"][0]["errors"].update(Q4_K=-1.0), "an error below zero"),
         (lambda document: document["tensors"][0].update(probe="Q9"), "lacks the error of its probe Q9"),
         (lambda document: document["tensors"][0]["errors"].update(Q9=1.0), "unknown types: Q9"),
         (lambda document: document.update({"quantcore.sensitivity": 2}), "version 2"),
