@@ -9,7 +9,7 @@ from typing import Any
 
 from quantcore.atomic import refuse_overwriting
 from quantcore.cli._options import add_device, whole_number
-from quantcore.cli._terminal import add_json, human_seconds, note_context, progress_bar
+from quantcore.cli._terminal import add_json, human_seconds, note, note_context, progress_bar
 from quantcore.cli._text import read_text
 from quantcore.errors import ShortText
 from quantcore.evaluate.activations import ACTIVATIONS
@@ -21,12 +21,16 @@ from quantcore.identity import build
 from quantcore.models import open_model
 from quantcore.sources.base import Source
 
+N_CTX = 512  # as llama-perplexity
+
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser("perplexity", help="measure how well a model predicts a text")
     parser.add_argument("source", metavar="MODEL", type=Path, help="GGUF file or model directory")
     parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 text file")
-    parser.add_argument("--ctx", type=whole_number, metavar="N", default=512, help="tokens in a chunk (512)")
+    parser.add_argument(
+        "--ctx", type=whole_number, metavar="N", help="tokens in a chunk (512, or as in a base)"
+    )
     parser.add_argument("--chunks", type=whole_number, metavar="N", help="chunks to measure; all if left out")
     parser.add_argument(
         "--threads", type=whole_number, metavar="N", help="threads to use; one for each core if left out"
@@ -51,8 +55,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.save_base:
         inputs = {"a file of the model": source.files, "the text": (arguments.text,)}
         refuse_overwriting(arguments.save_base, inputs)
-    # A base says itself how long its chunks are.
-    n_ctx = open_base(arguments.kl_base).tokens.shape[1] if arguments.kl_base else arguments.ctx
+    n_ctx = _context(arguments)
     note_context(source, n_ctx)
     common: dict[str, Any] = {
         "n_chunks": arguments.chunks,
@@ -62,7 +65,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     try:
         with progress_bar() as report:
-            found, far = _measure(source, text.content, arguments, common | {"report": report})
+            found, far = _measure(source, text.content, n_ctx, arguments, common | {"report": report})
     except ShortText as exc:
         raise ShortText(f"{arguments.text}: {exc}") from exc
     if not arguments.json:
@@ -72,14 +75,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return document | how | {"hardware": asdict(hardware())}
 
 
+def _context(arguments: argparse.Namespace) -> int:
+    """Return how many tokens a chunk has. A base says itself how long its chunks are."""
+    if not arguments.kl_base:
+        return int(arguments.ctx or N_CTX)
+    n_ctx = int(open_base(arguments.kl_base).tokens.shape[1])
+    if arguments.ctx not in {None, n_ctx}:
+        note(f"the chunks of the base have {n_ctx} tokens; --ctx {arguments.ctx} has no say in it")
+    return n_ctx
+
+
 def _measure(
-    source: Source, text: str, arguments: argparse.Namespace, common: dict[str, Any]
+    source: Source, text: str, n_ctx: int, arguments: argparse.Namespace, common: dict[str, Any]
 ) -> tuple[Perplexity, Divergence | None]:
     if arguments.kl_base:
         return divergence(source, text, arguments.kl_base, **common)
     if arguments.save_base:
-        return save_base(source, text, arguments.save_base, n_ctx=arguments.ctx, **common), None
-    return perplexity(source, text, n_ctx=arguments.ctx, **common), None
+        return save_base(source, text, arguments.save_base, n_ctx=n_ctx, **common), None
+    return perplexity(source, text, n_ctx=n_ctx, **common), None
 
 
 def _document(found: Perplexity) -> dict[str, Any]:

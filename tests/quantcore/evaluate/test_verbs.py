@@ -38,6 +38,18 @@ def test_convert_makes_the_type_asked_for(model, capfd, outtype, level):
     assert document["file_bytes"] == (model / "out.gguf").stat().st_size
 
 
+def test_a_context_that_a_base_decides_is_said_to_have_no_say(model, capfd):
+    text, base = model / "text", model / "base"
+    run(capfd, "perplexity", model / "model", text, "--ctx", 32, "--save-base", base)
+
+    *_, same = run(capfd, "perplexity", model / "model", text, "--ctx", 32, "--kl-base", base)
+    status, out, other = run(capfd, "perplexity", model / "model", text, "--ctx", 64, "--kl-base", base)
+
+    assert (status, "of 32 tokens" in out) == (0, True)
+    assert "has no say" not in same
+    assert "the chunks of the base have 32 tokens; --ctx 64 has no say in it" in other
+
+
 def test_perplexity_prints_the_fields_of_the_contract(model, capfd):
     text, base = model / "text", model / "base"
 
