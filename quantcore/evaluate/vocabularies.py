@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -27,6 +28,7 @@ CountBytes = Callable[[str, Sequence[int]], list[int]]
 LLAMA_BOS = 1
 # Of BERT's, in which words that cannot be spelled are one token, and texts have a first and a last.
 BERT_UNKNOWN, BERT_FIRST, BERT_LAST = 100, 101, 102
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -158,13 +160,38 @@ def _spaced_bpe(source: Source, tokens: list[str]) -> Encode:
     """
     feeds = {text: index for index, text in enumerate(tokens) if text.startswith("\n")}
     tokenizer, said = _merging(source, tokens, (), _byte_tokens, byte_fallback=True)
-    spell = _fast(tokenizer)
+    merge = _fast(tokenizer)
+    spell = _in_bytes(lambda text: said(merge(text)), tokenizer.get_vocab(), tokens)
 
     def line(text: str) -> list[int]:
-        return [feeds[text]] if text.startswith("\n") and text in feeds else said(spell(text))
+        return [feeds[text]] if text.startswith("\n") and text in feeds else spell(text)
 
     lines = re.compile("[^\n]+|\n+")
     return lambda text: [index for part in lines.findall(text.replace(" ", SPACE)) for index in line(part)]
+
+
+def _in_bytes(spell: Encode, merged: Iterable[str], tokens: Sequence[str]) -> Encode:
+    """Return `spell`, given no letter that is neither in `merged` nor has tokens for all of its bytes.
+
+    It would drop them before it merges, and merge what stood on both sides. They become those of their bytes
+    that there are.
+    """
+    ids = {text: index for index, text in enumerate(tokens) if _BYTE.fullmatch(text)}
+    if len(ids) >= 256:
+        return spell
+    known = {text for text in merged if len(text) == 1}
+
+    def stays(letter: str) -> bool:
+        return letter in known or all(byte in ids for byte in _byte_tokens(letter))
+
+    def spelled(text: str) -> list[int]:
+        found: list[int] = []
+        for whole, letters in groupby(text, stays):
+            run = "".join(letters)
+            found += spell(run) if whole else [ids[byte] for byte in _byte_tokens(run) if byte in ids]
+        return found
+
+    return spelled
 
 
 def _byte_tokens(text: str) -> list[str]:
@@ -192,9 +219,7 @@ def _sentencepiece(source: Source, tokens: list[str]) -> Encode:
             f"{source.path}: tokenizer llama needs a score for each token (tokenizer.ggml.scores)"
         )
     ids = {text: index for index, text in enumerate(tokens)}
-    byte_ids = {
-        int(text[3:5], 16): index for text, index in ids.items() if re.fullmatch("<0x[0-9A-Fa-f]{2}>", text)
-    }
+    byte_ids = {int(text[3:5], 16): index for text, index in ids.items() if _BYTE.fullmatch(text)}
     merger = ScoreMerger(ids, scores, byte_ids, token_id(source, "unknown_token_id", 0, len(tokens)))
     return lambda text: merger.encode(text.replace(" ", SPACE))
 

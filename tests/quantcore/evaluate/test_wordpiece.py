@@ -71,6 +71,20 @@ def test_what_is_merged_need_not_be_a_token():
     assert pieces(source, "the h") == ["<bos>", "the", MARK, "<0x68>"]
 
 
+def test_letters_that_cannot_be_said_keep_others_apart():
+    source = source_of("gemma4")
+    tokens = [text for text in source.get("tokenizer.ggml.tokens") if text not in ("<0x77>", "<0xC9>")]
+    kept = {
+        "tokenizer.ggml.tokens": array(ValueType.STRING, tokens),
+        "tokenizer.ggml.token_type": array(ValueType.INT32, [1] * len(tokens)),
+    }
+    lacking = replace(source, metadata=dict(source.metadata) | kept)
+
+    assert pieces(lacking, "awb") == ["<bos>", "a", "b"]
+    assert pieces(lacking, "a\u0240b") == ["<bos>", "a", "<0x80>", "b"]
+    assert pieces(source, "awb") == ["<bos>", "a", "<0x77>", "b"]
+
+
 def test_bytes_without_a_token_keep_others_apart_and_are_merged_like_them():
     source = source_of("bytes missing")
 
