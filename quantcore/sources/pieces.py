@@ -35,10 +35,10 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True)
-class Turned:
-    """Matrices stored as (inputs, outputs), seen as (outputs, inputs)."""
+class _View:
+    """A stored tensor seen otherwise: under its name, in its type."""
 
-    stored: StoredTensor
+    stored: Stored
 
     @property
     def name(self) -> str:
@@ -51,6 +51,13 @@ class Turned:
     @property
     def dtype(self) -> str:
         return self.stored.dtype
+
+
+@dataclass(frozen=True)
+class Turned(_View):
+    """Matrices stored as (inputs, outputs), seen as (outputs, inputs)."""
+
+    stored: StoredTensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,24 +79,11 @@ class Turned:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Outputs(_View):
     """Every `step`-th output of matrices or biases from `first` on, under the name of all."""
 
-    stored: Stored
     first: int
     step: int
-
-    @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def path(self) -> Path:
-        return self.stored.path
-
-    @property
-    def dtype(self) -> str:
-        return self.stored.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
