@@ -123,7 +123,9 @@ def add_level(parser: argparse.ArgumentParser) -> None:
 def add_imatrix(parser: argparse.ArgumentParser) -> None:
     """Add `--imatrix` and what of it counts."""
     parser.add_argument(
-        "--imatrix", metavar="FILE", help="importance matrix: what llama-imatrix measured of this model"
+        "--imatrix",
+        metavar="FILE",
+        help="importance matrix: what `quantcore imatrix` or llama-imatrix measured of this model",
     )
     weights = parser.add_mutually_exclusive_group()
     for option, verb in (

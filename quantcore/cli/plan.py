@@ -16,7 +16,9 @@ from quantcore.plan import Plan
 
 
 def add_parser(verbs: Any) -> None:
-    parser = verbs.add_parser("plan", help="show what a level makes of a model, reading headers only")
+    parser = verbs.add_parser(
+        "plan", help="show what a level or a size makes of a model; for a level headers are read only"
+    )
     add_source(parser)
     add_level(parser)
     add_target(parser)
